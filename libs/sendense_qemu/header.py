@@ -1,12 +1,12 @@
 """qcow2 headers, read and judged in Python before qemu opens a file.
 
-A hostile header makes qemu open another file of the host (`backing file`, `external data file`, `json:`), take
-gigabytes for its tables, or run code that nobody tests. So a file is looked at here first, against a list of what
-is allowed: version 3 with exactly the features that we use ourselves. What is not on the list is refused, known
-to qemu or not (fault matrix, rows 25 and 26). oslo.utils' `format_inspector` gives its verdict before ours.
+A hostile header makes qemu open another file of the host (backing file, external data file, `json:`), take
+gigabytes for its tables, or run code that nobody tests. So a file is looked at here first, against a list of
+what is allowed: version 3 with exactly the features that we use ourselves. What is not on the list is
+refused, known to qemu or not (fault matrix, rows 25 and 26). oslo.utils' `format_inspector` is asked before.
 
-Field offsets and limits are those of qemu's docs/interop/qcow2.txt and block/qcow2.h. Functions read a few KiB
-of a file and block for that long.
+Field offsets and limits are those of qemu's docs/interop/qcow2.txt and block/qcow2.h. Functions read 4 KiB of
+a file and block for that long.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
 _MAX_REFCOUNT_TABLE_BYTES = 8 << 20  # QCOW_MAX_REFTABLE_SIZE
 _MAX_BACKING_NAME = 1023
 _SECTOR = 512
+_START = 4096  # qemu writes extensions and the backing name right behind the header
 _LAZY_REFCOUNTS = 1
 _INCOMPATIBLE_BITS = {
     0: "is marked dirty",
@@ -96,7 +97,7 @@ def check_header(path: Path, *, backing_name: str | None) -> Qcow2Header:
 def check_chain(
     path: Path, roots: Sequence[Path], *, max_depth: int = MAX_CHAIN_DEPTH
 ) -> tuple[Qcow2Header, ...]:
-    """Judges an image and every layer below it, whatever they are called, as long as they stay below the roots.
+    """Judges an image and every layer below it, whatever they are called, if they stay below the roots.
 
     Args:
         path: The top image.
@@ -185,7 +186,7 @@ def read_header(path: Path) -> Qcow2Header:
 
 
 def _read_start(path: Path) -> tuple[bytes, int]:
-    """The first cluster at most, and the file's size; O_NONBLOCK so that a FIFO does not hold us."""
+    """The first 4 KiB, and the file's size; O_NONBLOCK so that a FIFO does not hold us."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -196,26 +197,23 @@ def _read_start(path: Path) -> tuple[bytes, int]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise HeaderError(path, "it is no regular file")
-        return file.read(1 << _MAX_CLUSTER_BITS), status.st_size
+        return file.read(_START), status.st_size
 
 
 def _check_with_oslo(path: Path, start: bytes, *, has_backing: bool) -> None:
     inspector = format_inspector.QcowInspector()
     inspector.eat_chunk(start)
     inspector.finish()
-    try:
-        inspector.safety_check()
-    except format_inspector.SafetyCheckFailed as error:
-        # A backing file is a failure for oslo; ours is judged by its name.
-        findings = {
-            name: str(why)
-            for name, why in error.failures.items()
-            if name != "backing_file" or not has_backing
-        }
-        if findings:
-            raise HeaderError(path, "; ".join(findings.values())) from error
-    except format_inspector.ImageFormatError as error:
-        raise HeaderError(path, str(error)) from error
+    if not inspector.complete or not inspector.format_match:
+        raise HeaderError(path, "it is no qcow2 image")
+    checks = [inspector.check_unknown_features, inspector.check_data_file]
+    if not has_backing:  # a backing file is a failure for oslo; ours is judged by its name
+        checks.append(inspector.check_backing_file)
+    for check in checks:
+        try:
+            check()
+        except format_inspector.SafetyViolation as error:
+            raise HeaderError(path, str(error)) from error
 
 
 def _check_features(
@@ -257,7 +255,7 @@ def _check_tables(
     l1_offset, l1_entries = l1
     per_entry = cluster * (cluster // 8)
     needed = -(-virtual_size // per_entry)
-    # qemu grows an L1 table by half when an image is enlarged, so it may be longer than needed, but not by much.
+    # qemu grows an L1 table by half when an image is enlarged: it may be longer than needed, but not by much.
     if not needed <= l1_entries <= 2 * needed + 1 or l1_entries * 8 > _MAX_L1_BYTES:
         raise HeaderError(path, f"its L1 table has {l1_entries} entries where {needed} are needed")
     _check_place(path, "L1 table", l1_offset, l1_entries * 8, cluster, file_size)
