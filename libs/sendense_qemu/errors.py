@@ -23,9 +23,7 @@ class QemuImgError(QemuError):
         timed_out: Whether its deadline ended it; then a retry may help.
     """
 
-    def __init__(
-        self, command: Sequence[str], status: int | None, stderr: str, *, timed_out: bool = False
-    ) -> None:
+    def __init__(self, command: Sequence[str], status: int | None, stderr: str, *, timed_out: bool = False) -> None:
         self.command = tuple(command)
         self.status = status
         self.stderr = stderr

@@ -94,9 +94,7 @@ def check_header(path: Path, *, backing_name: str | None) -> Qcow2Header:
     return header
 
 
-def check_chain(
-    path: Path, roots: Sequence[Path], *, max_depth: int = MAX_CHAIN_DEPTH
-) -> tuple[Qcow2Header, ...]:
+def check_chain(path: Path, roots: Sequence[Path], *, max_depth: int = MAX_CHAIN_DEPTH) -> tuple[Qcow2Header, ...]:
     """Judges an image and every layer below it, whatever they are called, if they stay below the roots.
 
     Args:
@@ -158,9 +156,7 @@ def read_header(path: Path) -> Qcow2Header:
     if len(start) < _SECTOR or start[:4] != b"QFI\xfb":
         raise HeaderError(path, "it is no qcow2 image")
     fields = _FIXED.unpack_from(start)
-    (_, version, backing_offset, backing_length, cluster_bits, virtual_size, crypt_method, l1_entries) = (
-        fields[:8]
-    )
+    (_, version, backing_offset, backing_length, cluster_bits, virtual_size, crypt_method, l1_entries) = fields[:8]
     (l1_offset, refcount_offset, refcount_clusters, snapshots, _, incompatible, compatible) = fields[8:15]
     (autoclear, refcount_order, header_length) = fields[15:]
     _check_features(path, version, header_length, incompatible, compatible, autoclear, start)
@@ -174,9 +170,7 @@ def read_header(path: Path) -> Qcow2Header:
     if refcount_order != _REFCOUNT_ORDER:
         raise HeaderError(path, f"its refcounts are 2^{refcount_order} bits")
     cluster = 1 << cluster_bits
-    _check_tables(
-        path, file_size, virtual_size, cluster, (l1_offset, l1_entries), (refcount_offset, refcount_clusters)
-    )
+    _check_tables(path, file_size, virtual_size, cluster, (l1_offset, l1_entries), (refcount_offset, refcount_clusters))
     first_cluster = start[:cluster]
     formats, extensions_end = _read_extensions(path, first_cluster, header_length, backing_offset)
     name = _backing_name(path, first_cluster, backing_offset, backing_length, extensions_end)
@@ -274,9 +268,7 @@ def _check_place(path: Path, what: str, offset: int, size: int, cluster: int, fi
         raise HeaderError(path, f"its {what} ends at {offset + size}, behind the file's end at {file_size}")
 
 
-def _read_extensions(
-    path: Path, first_cluster: bytes, position: int, backing_offset: int
-) -> tuple[list[bytes], int]:
+def _read_extensions(path: Path, first_cluster: bytes, position: int, backing_offset: int) -> tuple[list[bytes], int]:
     """Reads the extensions behind the header: backing formats that are given, and where extensions end."""
     end = backing_offset or len(first_cluster)
     formats: list[bytes] = []
@@ -300,9 +292,7 @@ def _read_extensions(
         position += -(-length // 8) * 8
 
 
-def _backing_name(
-    path: Path, first_cluster: bytes, offset: int, length: int, extensions_end: int
-) -> str | None:
+def _backing_name(path: Path, first_cluster: bytes, offset: int, length: int, extensions_end: int) -> str | None:
     if offset == 0:
         if length != 0:
             raise HeaderError(path, f"its backing file's name has {length} bytes at no place")

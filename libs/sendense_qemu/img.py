@@ -186,9 +186,7 @@ async def check(path: Path, *, repair_leaks: bool = False, limits: Limits = BULK
     """
     repair = ["-r", "leaks"] if repair_leaks else []
     ok = frozenset({0, _CHECK_FOUND_ERRORS, _CHECK_FOUND_LEAKS})
-    finished = await run(
-        ["qemu-img", "check", "--output=json", "-f", "qcow2", *repair, _operand(path)], limits, ok=ok
-    )
+    finished = await run(["qemu-img", "check", "--output=json", "-f", "qcow2", *repair, _operand(path)], limits, ok=ok)
     said = _json_object(finished, path)
     return CheckResult(
         corruptions=said.get("corruptions", 0) + said.get("check-errors", 0),

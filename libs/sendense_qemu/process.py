@@ -103,9 +103,7 @@ async def run(command: Sequence[str], limits: Limits, *, ok: frozenset[int] = fr
     return Finished(status, stdout, stderr)
 
 
-async def _collect(
-    command: Sequence[str], process: asyncio.subprocess.Process, most: int
-) -> tuple[bytes, bytes, int]:
+async def _collect(command: Sequence[str], process: asyncio.subprocess.Process, most: int) -> tuple[bytes, bytes, int]:
     if process.stdout is None or process.stderr is None:
         raise QemuImgError(command, None, "was started without pipes")
     try:
