@@ -288,9 +288,7 @@ class StallError(CopyError):
 
     reason = "COPY_STALLED"
 
-    def __init__(
-        self, message: str, side: Side, seconds: float, offset: int | None = None, length: int | None = None
-    ):
+    def __init__(self, message: str, side: Side, seconds: float, offset: int | None = None, length: int | None = None):
         super().__init__(message, side, offset, length)
         self.seconds = seconds
 

@@ -208,9 +208,7 @@ def split(extents: Iterable[Extent], chunk: int) -> Iterator[Extent]:
             position = stop
 
 
-def bridge(
-    extents: Iterable[Extent], max_gap: int = DEFAULT_MAX_GAP, budget: int | None = None
-) -> list[Extent]:
+def bridge(extents: Iterable[Extent], max_gap: int = DEFAULT_MAX_GAP, budget: int | None = None) -> list[Extent]:
     """Joins neighbours across small gaps: fewer, longer requests for a few bytes more.
 
     Args:

@@ -329,9 +329,7 @@ class JournalWriter:
         digest = blake3(payload).digest()
         if 1 <= sequence <= self.last_sequence:
             if self._digests[sequence - 1] != digest:
-                raise JournalSequenceError(
-                    self._path, sequence, self.next_sequence, "another one was committed"
-                )
+                raise JournalSequenceError(self._path, sequence, self.next_sequence, "another one was committed")
             return False
         if sequence != self.next_sequence:
             raise JournalSequenceError(self._path, sequence, self.next_sequence, "not the next one")

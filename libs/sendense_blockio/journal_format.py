@@ -53,9 +53,7 @@ class JournalHeader:
 
 def encode_header(header: JournalHeader) -> bytes:
     """Returns the first bytes of a journal file."""
-    body = json.dumps(
-        {"format": FORMAT_VERSION, **asdict(header)}, sort_keys=True, separators=(",", ":")
-    ).encode()
+    body = json.dumps({"format": FORMAT_VERSION, **asdict(header)}, sort_keys=True, separators=(",", ":")).encode()
     head = _FILE_MAGIC + _HEADER_LENGTH.pack(len(body)) + body
     return head + blake3(head).digest()
 
