@@ -46,7 +46,7 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
     """Runs a service on its real Unix socket, in this process, for the time of the block."""
     stop = asyncio.Event()
     task = asyncio.create_task(serve(service, settings, stop=stop))
-    while not settings.socket(service.name).exists() and not task.done():
+    while not settings.socket(service.name).exists() and not task.done():  # noqa: ASYNC110  # as another process would
         await asyncio.sleep(0.01)
     try:
         yield

@@ -1,0 +1,1 @@
+"""One machine's whole system: prepares the state directory, runs every process, says when it is ready."""

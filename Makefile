@@ -1,0 +1,52 @@
+# Two commands get a stranger going: `make demo` and `make test`. Each sets up what is missing first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+export SENDENSE_HOME ?= $(CURDIR)/var
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export COVERAGE_FILE := $(CURDIR)/build/coverage/data
+
+.PHONY: help setup demo up down test lint bench docs protos clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## Install what is missing: system packages and .venv
+	@deploy/setup
+
+demo: setup ## Watch a lab VM being backed up fully, then incrementally, and a file come back (about a minute)
+	@$(BIN)/python tests/demo/demo.py
+
+up: setup ## Run the whole system with the lab's vCenter in the foreground, until Ctrl-C
+	@exec $(BIN)/sendense-node up
+
+down: ## Stop what `make up` runs
+	@$(BIN)/sendense-node down
+
+test: setup ## Run all tests and print the coverage over all processes
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage combine -q build/coverage
+	$(BIN)/coverage report
+
+lint: setup ## Check style, types, imports, protos and generated code
+	$(BIN)/ruff check --output-format concise .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against '.git#branch=main'
+	@deploy/check-generated
+
+bench: setup ## Print ratios against nbdcopy, qemu-img and plain copies
+	$(BIN)/python tests/bench/bench_engine.py
+
+docs: setup ## Build the documentation site into site/
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+protos: setup ## Generate what is made from the protos: Python, Envoy's descriptors, openapi.json
+	@protos/generate
+
+clean: ## Remove builds, caches and the state of `make up`
+	rm -rf build site var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

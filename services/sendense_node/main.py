@@ -1,0 +1,133 @@
+"""`sendense-node up` runs a whole node in the foreground; `down` stops it from elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from sendense_node.config import NodeSettings
+from sendense_node.processes import LogFiles, Processes, environment_for
+from sendense_node.ready import NotReadyError, wait_until_ready
+from sendense_node.state import prepare
+
+DOWN_SECONDS = 60.0
+"""How long `down` waits for a node to stop."""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+@app.command()
+def up() -> None:
+    """Runs all processes until Ctrl-C; says when they are ready, or which one failed and why."""
+    settings = NodeSettings()
+    started = time.monotonic()
+    with _only_one(settings):
+        prepare(settings)
+        settings.endpoint_file.unlink(missing_ok=True)
+        logs = LogFiles(settings.log_dir)
+        bin_dir = Path(sys.executable).parent
+        processes = Processes(settings.procfile, environment_for(settings.root, bin_dir), logs)
+        outcome: list[str] = []
+        watcher = threading.Thread(target=_watch, args=(settings, processes, started, outcome), daemon=True)
+        watcher.start()
+        typer.echo(f"Sendense is starting; state and logs are in {settings.root}")
+        try:
+            processes.loop()
+        finally:
+            settings.endpoint_file.unlink(missing_ok=True)
+            logs.close()
+        sys.exit(_report(settings, processes, outcome))
+
+
+@app.command()
+def down() -> None:
+    """Stops the node that runs on this state directory and waits until all its processes have ended."""
+    settings = NodeSettings()
+    pid = _running_pid(settings)
+    if pid is None:
+        typer.echo("Sendense is not running.")
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_SECONDS
+    while _running_pid(settings) is not None:
+        if time.monotonic() > deadline:
+            typer.echo(
+                f"The node (pid {pid}) did not stop within {DOWN_SECONDS:.0f} s; see {settings.log_dir}",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+        time.sleep(0.1)
+    typer.echo("Sendense has stopped.")
+
+
+def _watch(settings: NodeSettings, processes: Processes, started: float, outcome: list[str]) -> None:
+    try:
+        endpoint = asyncio.run(wait_until_ready(settings))
+    except NotReadyError as error:
+        outcome.append(str(error))
+        processes.terminate()
+        return
+    seconds = time.monotonic() - started
+    typer.echo(f"Sendense is ready at {endpoint} ({len(processes.pids)} processes, {seconds:.1f} s).")
+    typer.echo(f"Administrator's token: {settings.admin_token_file}. Ctrl-C stops everything.")
+
+
+def _report(settings: NodeSettings, processes: Processes, outcome: list[str]) -> int:
+    """Says why the node stopped, when nobody asked it to; returns the exit status."""
+    failure = processes.first_failure
+    if failure is not None:
+        name, status = failure
+        typer.echo(
+            f"\n{name} ended with status {status}; its last lines, from {settings.log_dir / name}.log:", file=sys.stderr
+        )
+        for line in processes.logs.tail(name):
+            typer.echo(f"  {line}", err=True)
+        return 1
+    if outcome:
+        typer.echo(f"\nSendense did not become ready: {outcome[0]}. Logs: {settings.log_dir}", err=True)
+        return 1
+    typer.echo("Sendense has stopped.")
+    return 0
+
+
+@contextlib.contextmanager
+def _only_one(settings: NodeSettings) -> Iterator[None]:
+    settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with settings.pid_file.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            typer.echo(f"Sendense already runs on {settings.root}; `make down` stops it.", err=True)
+            sys.exit(1)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _running_pid(settings: NodeSettings) -> int | None:
+    """Returns the pid of the node that holds the lock, or None."""
+    if not settings.pid_file.exists():
+        return None
+    with settings.pid_file.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(file.read() or 0) or None
+    return None
+
+
+def main() -> None:
+    """Entry point of `sendense-node`."""
+    app()
