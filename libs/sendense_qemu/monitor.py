@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -35,7 +36,7 @@ class Monitor:
 
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
-        self._client = QMPClient("storage-daemon")
+        self._client = _quiet_client()
         self._lock = asyncio.Lock()
 
     async def connect(self) -> None:
@@ -48,7 +49,7 @@ class Monitor:
             if self._client.runstate == Runstate.RUNNING:
                 return
             await self._drop()
-            self._client = QMPClient("storage-daemon")
+            self._client = _quiet_client()
             try:
                 async with asyncio.timeout(COMMAND_SECONDS):
                     await self._client.connect(str(self.socket_path))
@@ -85,6 +86,13 @@ class Monitor:
         # disconnect() raises whatever ended the connection; it is over either way
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._client.disconnect()
+
+
+def _quiet_client() -> QMPClient:
+    """The library logs each error and raises it as well; a socket that is not there yet is no news to anybody."""
+    client = QMPClient("storage-daemon")
+    client.logger.setLevel(logging.CRITICAL)
+    return client
 
 
 def check_socket_path(path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Settings of the exports service and of nbdd; both read the same ones, so that they meet.
+
+Environment: `SENDENSE_HOME` and `SENDENSE_EXPORTS_…`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sendense_exports.admission import AdmissionRules
+from sendense_rpc.settings import ServiceSettings
+
+
+class ExportsSettings(ServiceSettings):
+    """Where the configuration lies and what may be served.
+
+    Attributes:
+        config_file: nbd-server.conf; empty: `$SENDENSE_HOME/nbd/nbd-server.conf`.
+        roots: Folders that images lie below, separated by colons; empty: `$SENDENSE_HOME/backups`.
+        device_pattern: Regular expression for whole paths of block devices that may be served.
+        apply_seconds: How long the service waits for nbdd to apply a change.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SENDENSE_EXPORTS_")
+
+    config_file: Path | None = None
+    roots: str = ""
+    device_pattern: str = "/dev/vd[b-z]+"
+    apply_seconds: float = Field(default=10.0, gt=0)
+
+    @property
+    def conf_file(self) -> Path:
+        """The main configuration file."""
+        return self.config_file.absolute() if self.config_file else self.root / "nbd" / "nbd-server.conf"
+
+    @property
+    def conf_dir(self) -> Path:
+        """Where the service writes one file for each export."""
+        return self.conf_file.parent / "conf.d"
+
+    @property
+    def generation_file(self) -> Path:
+        """The number of the last change that the service made."""
+        return self.conf_file.parent / "generation"
+
+    @property
+    def force_dir(self) -> Path:
+        """Names of exports whose clients nbdd shall cut off."""
+        return self.conf_file.parent / "force.d"
+
+    @property
+    def status_file(self) -> Path:
+        """What nbdd tells."""
+        return self.conf_file.parent / "status.json"
+
+    @property
+    def pid_file(self) -> Path:
+        """Holds nbdd's process id, and its lock."""
+        return self.conf_file.parent / "nbdd.pid"
+
+    @property
+    def nbd_socket(self) -> Path:
+        """Where qemu-storage-daemon listens for NBD clients."""
+        return self.run_dir / "nbd.sock"
+
+    @property
+    def qmp_socket(self) -> Path:
+        """Where qemu-storage-daemon takes nbdd's commands."""
+        return self.run_dir / "nbdd.qmp"
+
+    @property
+    def daemon_log(self) -> Path:
+        """What qemu-storage-daemon prints."""
+        return self.root / "log" / "qemu-storage-daemon.log"
+
+    @property
+    def rules(self) -> AdmissionRules:
+        """What may be served."""
+        roots = tuple(Path(root) for root in self.roots.split(":") if root) or (self.root / "backups",)
+        return AdmissionRules(roots, self.device_pattern)
