@@ -1,4 +1,4 @@
-"""The signing key: made once, in a file that only its owner reads; its public half is the JWKS that others verify with."""
+"""The signing key: made once, in a file that only its owner reads; its public half is the JWKS that others use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives import serialization
@@ -81,6 +82,22 @@ class SigningKey:
             "exp": now + lifetime_seconds,
         }
         return jwt.encode(claims, self._private, algorithm=ALGORITHM, headers={"kid": self.kid})
+
+    def read(self, token: str) -> dict[str, Any]:
+        """Returns the claims of a token that this key signed and that has not expired.
+
+        Raises:
+            jwt.PyJWTError: It is no such token.
+        """
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            self._private.public_key(),
+            algorithms=[ALGORITHM],
+            audience=AUDIENCE,
+            issuer=ISSUER,
+            options={"require": ["exp", "iat", "sub", "jti", "role"]},
+        )
+        return claims
 
 
 def write_workload_identities(key: SigningKey, keys_dir: Path) -> None:
