@@ -1,0 +1,106 @@
+"""The datastore's HTTPS folder: which file a URL names, and whether the host would let it be read now."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from sendense_lab.lab import Lab
+from sendense_lab.machine import Machine
+from sendense_lab.records import DiskRecord
+from sendense_lab.store import DATASTORE
+
+DATACENTER_NAME = "lab"
+
+
+class FolderError(Exception):
+    """A folder request is refused.
+
+    Attributes:
+        status: HTTP status.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """A satisfiable range of one file: first byte and length."""
+
+    start: int
+    length: int
+
+
+def locate(lab: Lab, target: str) -> Path | bytes:
+    """Returns what a `/folder/<vm>/<file>?dcPath=…&dsName=…` URL names: a flat file, or a descriptor's text.
+
+    Raises:
+        FolderError: It does not exist, or the running VM holds it locked: the flat file can be read only while
+            a snapshot keeps it frozen or the VM is off.
+    """
+    url = urlsplit(target)
+    query = parse_qs(url.query)
+    if query.get("dsName") != [DATASTORE] or query.get("dcPath") != [DATACENTER_NAME]:
+        raise FolderError(404, f"No datastore of that name: dcPath={DATACENTER_NAME}&dsName={DATASTORE} it is")
+    directory, _, file = unquote(url.path).removeprefix("/folder/").partition("/")
+    for machine in list(lab.machines.values()):
+        if machine.record.directory == directory:
+            return _file_of(machine, file)
+    raise FolderError(404, f"No file {directory}/{file}")
+
+
+def _file_of(machine: Machine, file: str) -> Path | bytes:
+    for disk in machine.record.disks:
+        base = disk.chain[0]
+        if file == base.file:
+            if len(disk.chain) == 1 and machine.record.power_state == "poweredOn":
+                raise FolderError(500, f"{file} is locked: the running VM writes to it and no snapshot freezes it")
+            return machine.directory / base.file
+        if file == base.descriptor:
+            return _descriptor(disk)
+        if any(file in (layer.file, layer.descriptor) for layer in disk.chain[1:]):
+            raise FolderError(500, f"{file} is a delta: it has no flat extent that could be read here")
+    raise FolderError(404, f"No file {file}")
+
+
+def _descriptor(disk: DiskRecord) -> bytes:
+    return (
+        '# Disk DescriptorFile\nversion=4\nencoding="UTF-8"\nCID=fffffffe\nparentCID=ffffffff\n'
+        'createType="vmfs"\n\n# Extent description\n'
+        f'RW {disk.capacity // 512} VMFS "{disk.chain[0].file}"\n\n# The Disk Data Base\n#DDB\n\n'
+        f'ddb.adapterType = "lsilogic"\nddb.uuid = "{disk.uuid}"\nddb.virtualHWVersion = "19"\n'
+    ).encode()
+
+
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """Reads a Range header.
+
+    Args:
+        header: `bytes=a-b`, `bytes=a-`, `bytes=-n`; None or anything not understood means the whole file.
+        size: Bytes of the file.
+
+    Returns:
+        The range, None for the whole file.
+
+    Raises:
+        FolderError: 416, the range lies behind the end.
+    """
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip()) if header else None
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match[1], match[2]
+    if not first:
+        length = min(int(last), size)
+        start = size - length
+    else:
+        start = int(first)
+        if last and int(last) < start:
+            return None
+        length = (min(int(last), size - 1) if last else size - 1) - start + 1
+    if start >= size or length <= 0:
+        raise FolderError(416, f"The file has {size} bytes")
+    return ByteRange(start, length)

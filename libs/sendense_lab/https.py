@@ -1,0 +1,260 @@
+"""The one HTTPS port of the simulated vCenter: /sdk (SOAP) and /folder (disk bytes).
+
+A thread serves each connection. Disk bytes go from the page cache through one buffer of the connection into TLS;
+reading and encrypting both release the interpreter lock, so connections run side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import socket
+import ssl
+import threading
+from http.cookies import CookieError, SimpleCookie
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pyVmomi import VmomiSupport, vmodl
+
+from sendense_lab import folder, soap
+from sendense_lab.folder import FolderError
+from sendense_lab.inventory import API_VERSION
+from sendense_lab.lab import Lab
+from sendense_lab.methods import Call, Methods
+from sendense_lab.sessions import COOKIE, Sessions
+
+log = structlog.get_logger(__name__)
+
+MAX_REQUEST = 16 * 1024 * 1024
+CHUNK = 1024 * 1024
+IDLE_SECONDS = 900
+
+
+class VcenterServer(ThreadingHTTPServer):
+    """Listens, and knows its connections so that it can end them."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(
+        self, address: tuple[str, int], tls: ssl.SSLContext, lab: Lab, methods: Methods, sessions: Sessions
+    ) -> None:
+        super().__init__(address, Handler)
+        self.tls = tls
+        self.lab = lab
+        self.methods = methods
+        self.sessions = sessions
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
+
+    def get_request(self) -> tuple[ssl.SSLSocket, Any]:
+        """Accepts a connection; the handshake is left to the connection's own thread."""
+        connection, address = self.socket.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(IDLE_SECONDS)
+        secured = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            self._connections.add(secured)
+        return secured, address
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forgets a connection that has ended."""
+        with self._lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
+        """Logs; a client that hangs up in the middle is nothing special."""
+        log.debug("connection ended", client=str(client_address), exc_info=True)
+
+    def close_connections(self) -> None:
+        """Cuts every connection, which ends their threads."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:  # it had ended by itself
+                continue
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "sendense-lab"
+    sys_version = ""
+    server: VcenterServer
+
+    def setup(self) -> None:
+        """Does the TLS handshake, then the usual."""
+        self.request.do_handshake()
+        super().setup()
+        self._buffer = bytearray(CHUNK)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
+        """Keeps request lines out of stderr; they are there at debug level."""
+        log.debug("request", line=format % args)
+
+    def do_POST(self) -> None:
+        """SOAP calls."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit() or int(length) > MAX_REQUEST:
+            self.close_connection = True
+            self._answer(413, "text/plain", b"")
+            return
+        body = self.rfile.read(int(length))
+        if self.path.rstrip("/") != "/sdk":
+            self._answer(404, "text/plain", b"Not found\n")
+            return
+        status, answer, cookie = self._call(body)
+        self._answer(status, "text/xml; charset=utf-8", answer, cookie=cookie)
+
+    def _call(self, body: bytes) -> tuple[int, bytes, str | None]:
+        version = soap.client_version(self.headers.get("SOAPAction", ""))
+        secret = self._secret()
+        try:
+            request = soap.parse(body, version)
+        except soap.MalformedRequestError as err:
+            log.warning("malformed request", error=str(err))
+            return 500, soap.write_fault(vmodl.fault.InvalidRequest(msg=str(err)), version), None
+        call = Call(request, secret, self.server.sessions.get(secret))
+        try:
+            answer = soap.write_result(request, self.server.methods.handle(call))
+        except vmodl.MethodFault as fault:
+            log.debug("fault", method=request.method, fault=type(fault).__name__, message=fault.msg)
+            return 500, soap.write_fault(fault, version), None
+        except Exception as err:
+            log.exception("method failed", method=request.method)
+            return 500, soap.write_fault(soap.unexpected(err), version), None
+        return 200, answer, call.new_secret
+
+    def do_GET(self) -> None:
+        """Service versions and files of the datastore."""
+        self._get(with_body=True)
+
+    def do_HEAD(self) -> None:
+        """As GET, without the body."""
+        self._get(with_body=False)
+
+    def _get(self, *, with_body: bool) -> None:
+        if self.path == "/sdk/vimServiceVersions.xml":
+            self._answer(200, "text/xml", _service_versions(), with_body=with_body)
+        elif self.path.startswith("/folder/"):
+            try:
+                self._folder(with_body=with_body)
+            except FolderError as err:
+                self._answer(err.status, "text/plain", f"{err}\n".encode(), with_body=with_body)
+        else:
+            self._answer(404, "text/plain", b"Not found\n", with_body=with_body)
+
+    def _folder(self, *, with_body: bool) -> None:
+        if self.server.sessions.get(self._secret()) is None and not self._basic():
+            self._answer(
+                401,
+                "text/plain",
+                b"Log in first\n",
+                with_body=with_body,
+                extra={"WWW-Authenticate": 'Basic realm="VMware HTTP server"'},
+            )
+            return
+        found = folder.locate(self.server.lab, self.path)
+        if isinstance(found, bytes):
+            self._answer(200, "text/plain", found, with_body=with_body)
+            return
+        self._send_file(found, with_body=with_body)
+
+    def _send_file(self, path: Path, *, with_body: bool) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            wanted = folder.parse_range(self.headers.get("Range"), size)
+            start, length = (wanted.start, wanted.length) if wanted else (0, size)
+            self.send_response(206 if wanted else 200)
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(length))
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{size}")
+            self.end_headers()
+            if with_body:
+                self._send_bytes(descriptor, start, length)
+        finally:
+            os.close(descriptor)
+
+    def _send_bytes(self, descriptor: int, start: int, length: int) -> None:
+        view = memoryview(self._buffer)
+        while length > 0:
+            got = os.preadv(descriptor, [view[: min(length, CHUNK)]], start)
+            if got == 0:  # shorter than promised: the client must see a broken answer
+                self.close_connection = True
+                return
+            self.request.sendall(view[:got])
+            start, length = start + got, length - got
+
+    def _secret(self) -> str | None:
+        try:
+            cookies = SimpleCookie(self.headers.get("Cookie", ""))
+        except CookieError:
+            return None
+        return cookies[COOKIE].value if COOKIE in cookies else None
+
+    def _basic(self) -> bool:
+        kind, _, encoded = self.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "basic":
+            return False
+        try:
+            name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        return self.server.sessions.check(name, password)
+
+    def _answer(
+        self,
+        status: int,
+        kind: str,
+        body: bytes,
+        *,
+        with_body: bool = True,
+        cookie: str | None = None,
+        extra: dict[str, str] | None = None,
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if cookie:
+            self.send_header("Set-Cookie", f'{COOKIE}="{cookie}"; Path=/; HttpOnly; Secure')
+        for name, value in (extra or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+
+def _service_versions() -> bytes:
+    """Returns the document from which clients choose the API version."""
+    current = f"vim.version.v{API_VERSION.replace('.', '_')}"
+    prior = "".join(
+        f"<version>{number}</version>"
+        for name, number in VmomiSupport.versionIdMap.items()
+        if name.startswith("vim.version.") and VmomiSupport.IsChildVersion(current, name) and name != current
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8" ?>\n<namespaces version="1.0"><namespace>'
+        f"<name>{soap.NAMESPACE}</name><version>{API_VERSION}</version>"
+        f"<priorVersions>{prior}</priorVersions></namespace></namespaces>\n"
+    ).encode()
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Returns the server's TLS settings."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    return context
