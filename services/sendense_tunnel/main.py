@@ -1,0 +1,98 @@
+"""The tunnel: agents dial it over SSH; inside they reach their own NBD exports and offer their gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import asyncssh
+import structlog
+
+from sendense.tunnel.v1 import tunnel_pb2_grpc
+from sendense_rpc.channel import unix_peer
+from sendense_rpc.errors import Kind, SendenseError
+from sendense_rpc.server import Service, Servicer, run
+from sendense_tunnel.clients import AgentRegistry, ExportLeases
+from sendense_tunnel.config import TunnelSettings
+from sendense_tunnel.control_doors import ControlDoors
+from sendense_tunnel.host_key import load_or_create_host_key
+from sendense_tunnel.servicer import TunnelServicer
+from sendense_tunnel.ssh_server import AgentGate, listen
+
+log = structlog.get_logger()
+
+NAME = "tunnel"
+
+
+@contextlib.asynccontextmanager
+async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
+    """Listens for agents and yields the gRPC service that tells about them; at the end all agents are cut off.
+
+    Raises:
+        OSError: The address cannot be listened on.
+        HostKeyUnsafe: Others can read the host key.
+    """
+    identity = settings.identity_file(NAME)
+    access = unix_peer(settings.socket("access"), identity)
+    exports = unix_peer(settings.socket("exports"), identity)
+    doors = ControlDoors(settings.agents_dir)
+    connections: set[asyncssh.SSHServerConnection] = set()
+    registry, leases = AgentRegistry(access), ExportLeases(exports)
+    host_key = load_or_create_host_key(settings.host_key_file)
+    acceptor = await listen(
+        settings.listen_host,
+        settings.listen_port,
+        host_key,
+        lambda: AgentGate(registry, leases, doors, settings.nbd_socket, connections),
+    )
+    host, port = acceptor.get_addresses()[0][:2]
+    settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.port_file.write_text(f"{port}\n")
+    log.info("listening for agents", address=f"{host}:{port}", host_key=host_key.get_fingerprint())
+    try:
+        yield Service(
+            name=NAME,
+            servicers=[
+                Servicer(
+                    "sendense.tunnel.v1.TunnelService",
+                    TunnelServicer(doors),
+                    tunnel_pb2_grpc.add_TunnelServiceServicer_to_server,
+                )
+            ],
+            check=lambda: check_listener(str(host), int(port)),
+        )
+    finally:
+        settings.port_file.unlink(missing_ok=True)
+        acceptor.close()
+        for connection in list(connections):
+            connection.abort()
+        await acceptor.wait_closed()
+        doors.close()
+        await access.close()
+        await exports.close()
+
+
+async def check_listener(host: str, port: int) -> None:
+    """Raises unless the SSH server greets a new connection."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        greeting = await reader.readline()
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    if not greeting.startswith(b"SSH-2.0-"):
+        raise SendenseError(
+            f"no SSH server answers at {host}:{port}", kind=Kind.UNAVAILABLE, reason="TUNNEL_NOT_LISTENING"
+        )
+
+
+def main() -> None:
+    """Runs the tunnel until SIGTERM or SIGINT."""
+    settings = TunnelSettings()
+    run(lambda: open_tunnel(settings), settings, NAME)
+
+
+if __name__ == "__main__":
+    main()
