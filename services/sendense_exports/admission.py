@@ -18,12 +18,15 @@ from sendense_exports.exportconf import ExportSpec
 from sendense_qemu.errors import HeaderError
 from sendense_qemu.header import check_chain
 
-
 _SECTOR = 512
 
 
 class NotAdmittedError(Exception):
     """An image or device may not be served; says which and why."""
+
+
+class PathNotAdmittedError(NotAdmittedError):
+    """The path itself may not be served, whatever is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def admit(spec: ExportSpec, rules: AdmissionRules) -> Admitted:
                 raise NotAdmittedError(str(error)) from error
             chain, size = tuple(header.path for header in headers), headers[0].virtual_size
     else:
-        raise NotAdmittedError(f"{spec.path} is neither a file nor a block device")
+        raise PathNotAdmittedError(f"{spec.path} is neither a file nor a block device")
     if spec.size_bytes is not None:
         if spec.size_bytes > size:
             raise NotAdmittedError(f"{spec.path} has {size} bytes, less than filesize = {spec.size_bytes}")
@@ -98,7 +101,7 @@ def _look(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise NotAdmittedError(f"{path}: {error.strerror}") from error
+        raise PathNotAdmittedError(f"{path}: {error.strerror}") from error
 
 
 def _identity(spec: ExportSpec, status: os.stat_result) -> str:
@@ -119,7 +122,7 @@ def _admit_device(spec: ExportSpec, pattern: str) -> Path:
         raise NotAdmittedError(f"{spec.path} is a block device, which is served as raw only")
     real = spec.path.resolve()
     if not pattern or re.fullmatch(pattern, str(real)) is None:
-        raise NotAdmittedError(f"{real} is not on the list of block devices that may be served")
+        raise PathNotAdmittedError(f"{real} is not on the list of block devices that may be served")
     return real
 
 
@@ -137,5 +140,5 @@ def _device_size(path: Path) -> int:
 def _admit_file(path: Path, roots: Sequence[Path]) -> Path:
     real = path.resolve()
     if not any(real.is_relative_to(root.resolve()) for root in roots):
-        raise NotAdmittedError(f"{real} is outside of the folders that images may lie in")
+        raise PathNotAdmittedError(f"{real} is outside of the folders that images may lie in")
     return real

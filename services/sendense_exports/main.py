@@ -1,0 +1,50 @@
+"""Process `sendense-exports`: wires the service and serves it on run/exports.sock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sendense.exports.v1 import exports_pb2_grpc
+from sendense_db.engine import Database
+from sendense_exports.catalogue import Catalogue
+from sendense_exports.config import ExportsSettings
+from sendense_exports.layout import ensure_layout
+from sendense_exports.nbdd_link import NbddLink
+from sendense_exports.servicer import ExportServicer
+from sendense_exports.store import ExportStore
+from sendense_rpc.server import Service, Servicer, run
+
+
+@asynccontextmanager
+async def build(settings: ExportsSettings) -> AsyncIterator[Service]:
+    """Opens the catalogue, makes conf files agree with it, and yields the service."""
+    await asyncio.to_thread(ensure_layout, settings)
+    database = Database(settings.catalogue_url)
+    try:
+        catalogue = Catalogue(ExportStore(database), NbddLink(settings), settings.rules, settings.nbd_socket)
+        await catalogue.recover()
+        yield Service(
+            name="exports",
+            servicers=(
+                Servicer(
+                    "sendense.exports.v1.ExportService",
+                    ExportServicer(catalogue),
+                    exports_pb2_grpc.add_ExportServiceServicer_to_server,
+                ),
+            ),
+            check=catalogue.check,
+        )
+    finally:
+        await database.close()
+
+
+def main() -> None:
+    """Runs the service until SIGTERM."""
+    settings = ExportsSettings()
+    run(lambda: build(settings), settings, "exports")
+
+
+if __name__ == "__main__":
+    main()
