@@ -1,0 +1,230 @@
+"""What the backup service talks about, as plain values: VMs, disks, snapshots, layers, jobs.
+
+No clock, no database, no gRPC: `clients` and `convert` make these from messages, `store` from rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+PENDING = "pending"
+RUNNING = "running"
+COMPLETED = "completed"
+FAILED = "failed"
+CANCELLED = "cancelled"
+SKIPPED = "skipped"
+
+ACTIVE = (PENDING, RUNNING)
+"""A VM has at most one job with such a status."""
+
+FINAL = (COMPLETED, FAILED, CANCELLED)
+"""A job with such a status never changes it again."""
+
+FULL = "full"
+INCREMENTAL = "incremental"
+
+
+@dataclass(frozen=True, slots=True)
+class VmRef:
+    """A VM's identity: it outlives names and managed object references."""
+
+    vcenter_uuid: str
+    vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A virtual disk as the agent reports it, live or in a snapshot.
+
+    Attributes:
+        device_key: Key in the VM's hardware.
+        identity: Stable identity.
+        label: Such as `Hard disk 1`.
+        capacity_bytes: Size in bytes.
+        change_id: Where the next increment starts; may be empty.
+        skip_reason: Why it cannot be captured; empty when it can.
+    """
+
+    device_key: int
+    identity: str
+    label: str
+    capacity_bytes: int
+    change_id: str = ""
+    skip_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A VM as its vCenter shows it; `disks` and `hardware_json` are empty in lists."""
+
+    ref: VmRef
+    name: str
+    inventory_path: str
+    power_state: str
+    template: bool = False
+    change_tracking_supported: bool = False
+    change_tracking_enabled: bool = False
+    consolidation_needed: bool = False
+    snapshot_count: int = 0
+    datastore_free_bytes: int = 0
+    hardware_json: str = ""
+    disks: tuple[Disk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownVm:
+    """A VM and the agent that knows it."""
+
+    agent_id: str
+    vm: Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The job's snapshot."""
+
+    moref: str
+    name: str
+    created_at: datetime
+    quiesced: bool
+    disks: tuple[Disk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer as the repository describes it; sizes in bytes."""
+
+    layer_id: str
+    disk_id: int
+    disk_identity: str
+    backup_type: str
+    backup_id: str
+    chain_id: str
+    parent_layer_id: str
+    path: str
+    virtual_size_bytes: int
+    stored_bytes: int
+    change_id: str
+    cluster_size_bytes: int
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A committed restore point."""
+
+    backup_id: str
+    repository_id: str
+    vm_uuid: str
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A full and the increments on it, of one disk."""
+
+    chain_id: str
+    disk_id: int
+    full_backup_id: str
+    latest_backup_id: str
+    total_backups: int
+    total_size_bytes: int
+    current: bool
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A place for restore points."""
+
+    repository_id: str
+    name: str
+    repository_type: str
+    path: str
+    enabled: bool
+    available_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """For which job and attempt a mutation is made; services refuse older attempts."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmContext:
+    """A VM's row in the catalogue."""
+
+    context_id: str
+    vm_name: str
+    ref: VmRef
+    agent_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDisk:
+    """One disk's share of a job: a row of `backup_disks`. Sizes in bytes; `disk_id` is -1 until it is allotted."""
+
+    position: int
+    device_key: int
+    identity: str
+    label: str
+    disk_id: int
+    backup_type: str
+    reason: str
+    status: str
+    capacity_bytes: int
+    change_id: str
+    parent_backup_id: str
+    parent_layer_id: str
+    parent_change_id: str
+    layer_id: str
+    chain_id: str
+    path: str
+    cluster_size_bytes: int
+    changed_bytes: int
+    total_bytes: int
+    bytes_transferred: int
+    journal_sequence: int
+    journal_floor_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A backup: a row of `backup_jobs` and, where asked for, its disks."""
+
+    backup_id: str
+    vm_context_id: str
+    vm_name: str
+    ref: VmRef
+    agent_id: str
+    backup_type: str
+    requested_type: str
+    status: str
+    repository_id: str
+    repository: str
+    repository_type: str
+    repository_path: str
+    parent_backup_id: str
+    change_id: str
+    bytes_transferred: int
+    total_bytes: int
+    error_message: str
+    error_reason: str
+    quiesce: bool
+    cancel_requested: bool
+    attempt: int
+    phase: str
+    rate_bytes_per_second: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    disks: tuple[JobDisk, ...] = field(default=())
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in FINAL

@@ -1,0 +1,58 @@
+"""The catalogue as one value: what use cases and workflows are given."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from sendense_backup.store.admission import Admission
+from sendense_backup.store.contexts import Contexts
+from sendense_backup.store.job_log import JobLog
+from sendense_backup.store.jobs import Jobs
+from sendense_backup.store.leases import Leases
+from sendense_backup.store.running import Running
+from sendense_backup.store.tables import installation
+from sendense_db.engine import Database
+
+
+class Catalogue:
+    """The tables of this service, by subject.
+
+    Attributes:
+        admission: Takes new jobs.
+        contexts: VMs that were backed up.
+        jobs: Reads and lists jobs, marks cancel and deletion.
+        running: What a workflow writes about its job.
+        leases: What jobs have acquired.
+        log: The job log.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.admission = Admission(database)
+        self.contexts = Contexts(database)
+        self.jobs = Jobs(database)
+        self.running = Running(database)
+        self.leases = Leases(database)
+        self.log = JobLog(database)
+
+    async def installation_id(self) -> str:
+        """Returns this installation's id, made up once: only its own snapshots are ever removed."""
+        found = await self._installation_id()
+        if found is None:
+            try:
+                async with self.database.begin() as connection:
+                    await connection.execute(insert(installation).values(id=1, installation_id=str(uuid.uuid4())))
+            except IntegrityError:
+                pass  # another replica was faster: its id counts
+            found = await self._installation_id()
+        if found is None:
+            raise OSError("the catalogue lost the installation's id")
+        return found
+
+    async def _installation_id(self) -> str | None:
+        async with self.database.read() as connection:
+            found: str | None = await connection.scalar(select(installation.c.installation_id))
+        return found

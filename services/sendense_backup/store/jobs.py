@@ -1,0 +1,142 @@
+"""Reads and lists jobs, and marks what people ask for: cancel, deletion."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sendense_backup.errors import AmbiguousBackupId, BackupNotFound, BadPageToken
+from sendense_backup.model import ACTIVE, Job, JobDisk
+from sendense_backup.store.rows import SELECT_JOBS, to_disk, to_job
+from sendense_backup.store.tables import disks, jobs
+from sendense_db.columns import utc_now
+from sendense_db.engine import Database
+
+_CANDIDATES = 10
+"""How many ids an ambiguous prefix lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list shows; empty values do not filter."""
+
+    vm_name: str = ""
+    status: str = ""
+    backup_type: str = ""
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+class Jobs:
+    """Jobs that are not deleted."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, backup_id: str) -> Job:
+        """Returns a job with its disks.
+
+        Args:
+            backup_id: The whole id, or a prefix that only one job has.
+
+        Raises:
+            BackupNotFound: No job has it.
+            AmbiguousBackupId: Several do.
+        """
+        async with self._database.read() as connection:
+            row = (
+                await connection.execute(SELECT_JOBS.where(jobs.c.id == backup_id, jobs.c.deleted_at.is_(None)))
+            ).first()
+            if row is None:
+                row = (
+                    await connection.execute(SELECT_JOBS.where(jobs.c.id == await _only(connection, backup_id)))
+                ).one()
+            return to_job(row, await _disks(connection, row.id))
+
+    async def page(self, chosen: JobFilter, size: int, token: str) -> tuple[list[Job], str]:
+        """Returns a page of jobs without their disks, newest first, and the token of the next page."""
+        conditions: list[ColumnElement[bool]] = [jobs.c.deleted_at.is_(None)]
+        if chosen.vm_name:
+            conditions.append(jobs.c.vm_name == chosen.vm_name)
+        if chosen.status:
+            conditions.append(jobs.c.status == chosen.status)
+        if chosen.backup_type:
+            conditions.append(jobs.c.backup_type == chosen.backup_type)
+        if chosen.created_after:
+            conditions.append(jobs.c.created_at >= chosen.created_after)
+        if chosen.created_before:
+            conditions.append(jobs.c.created_at < chosen.created_before)
+        if token:
+            moment, identifier = _read_token(token)
+            conditions.append(
+                or_(jobs.c.created_at < moment, and_(jobs.c.created_at == moment, jobs.c.id < identifier))
+            )
+        query = SELECT_JOBS.where(*conditions).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(size + 1)
+        async with self._database.read() as connection:
+            found = [to_job(row) for row in await connection.execute(query)]
+        following = _token(found[size - 1]) if len(found) > size else ""
+        return found[:size], following
+
+    async def active(self) -> list[Job]:
+        """Returns the jobs that have not ended, oldest first."""
+        query = SELECT_JOBS.where(jobs.c.status.in_(ACTIVE)).order_by(jobs.c.created_at)
+        async with self._database.read() as connection:
+            return [to_job(row) for row in await connection.execute(query)]
+
+    async def request_cancel(self, backup_id: str) -> bool:
+        """Marks a job that has not ended as to be cancelled; False when it has ended."""
+        async with self._database.begin() as connection:
+            changed = await connection.execute(
+                update(jobs).where(jobs.c.id == backup_id, jobs.c.status.in_(ACTIVE)).values(cancel_requested=True)
+            )
+        return changed.rowcount > 0
+
+    async def mark_deleted(self, backup_ids: Iterable[str]) -> None:
+        """Hides jobs whose storage is gone; the rows stay."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                update(jobs)
+                .where(jobs.c.id.in_(list(backup_ids)), jobs.c.status.not_in(ACTIVE), jobs.c.deleted_at.is_(None))
+                .values(deleted_at=utc_now())
+            )
+
+
+async def _only(connection: AsyncConnection, prefix: str) -> str:
+    escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    query = (
+        select(jobs.c.id)
+        .where(jobs.c.id.like(f"{escaped}%", escape="\\"), jobs.c.deleted_at.is_(None))
+        .order_by(jobs.c.id)
+        .limit(_CANDIDATES + 1)
+    )
+    # LIKE ignores the case of ASCII letters on SQLite: compare again.
+    found = [str(each) for each in await connection.scalars(query) if str(each).startswith(prefix)]
+    if not found:
+        raise BackupNotFound(prefix)
+    if len(found) > 1:
+        raise AmbiguousBackupId(prefix, found[:_CANDIDATES])
+    return found[0]
+
+
+async def _disks(connection: AsyncConnection, backup_id: str) -> tuple[JobDisk, ...]:
+    query = select(disks).where(disks.c.backup_id == backup_id).order_by(disks.c.position)
+    return tuple(to_disk(row) for row in await connection.execute(query))
+
+
+def _token(job: Job) -> str:
+    return base64.urlsafe_b64encode(json.dumps([job.created_at.isoformat(), job.backup_id]).encode()).decode()
+
+
+def _read_token(token: str) -> tuple[datetime, str]:
+    try:
+        moment, identifier = json.loads(base64.urlsafe_b64decode(token.encode()))
+        return datetime.fromisoformat(moment).astimezone(UTC), str(identifier)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise BadPageToken from error

@@ -1,0 +1,59 @@
+"""Rows as the domain's values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from sendense_backup.model import Job, JobDisk, VmContext, VmRef
+from sendense_backup.store.tables import contexts, disks, jobs
+
+SELECT_JOBS = select(jobs, contexts.c.vm_uuid, contexts.c.vcenter_uuid).join(
+    contexts, contexts.c.context_id == jobs.c.vm_context_id
+)
+"""A job with its VM's identity."""
+
+
+def to_context(row: Row[Any]) -> VmContext:
+    """Returns a VM's context."""
+    return VmContext(row.context_id, row.vm_name, VmRef(row.vcenter_uuid, row.vm_uuid), row.agent_id)
+
+
+def to_disk(row: Row[Any]) -> JobDisk:
+    """Returns a disk of a job."""
+    values = {column.name: getattr(row, column.name) for column in disks.columns if column.name != "backup_id"}
+    return JobDisk(**values)
+
+
+def to_job(row: Row[Any], job_disks: tuple[JobDisk, ...] = ()) -> Job:
+    """Returns a job from a row of `SELECT_JOBS`."""
+    return Job(
+        backup_id=row.id,
+        vm_context_id=row.vm_context_id,
+        vm_name=row.vm_name,
+        ref=VmRef(row.vcenter_uuid, row.vm_uuid),
+        agent_id=row.agent_id,
+        backup_type=row.backup_type,
+        requested_type=row.requested_type,
+        status=row.status,
+        repository_id=row.repository_id,
+        repository=row.repository_name,
+        repository_type=row.repository_type,
+        repository_path=row.repository_path,
+        parent_backup_id=row.parent_backup_id or "",
+        change_id=row.change_id or "",
+        bytes_transferred=row.bytes_transferred,
+        total_bytes=row.total_bytes,
+        error_message=row.error_message or "",
+        error_reason=row.error_reason or "",
+        quiesce=row.quiesce,
+        cancel_requested=row.cancel_requested,
+        attempt=row.attempt,
+        phase=row.phase,
+        rate_bytes_per_second=row.rate_bytes_per_second,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        disks=job_disks,
+    )
