@@ -26,7 +26,9 @@ SOCKET_BUFFER_BYTES = 1 << 20
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _CONNECT_RETRY_SECONDS = 0.01
-_GOODBYE_SECONDS = 1.0
+GOODBYE_SECONDS = 1.0
+"""How long a server gets to end a connection politely."""
+
 _POLL_MILLISECONDS = 100
 
 
@@ -158,11 +160,15 @@ class Connection:
             except nbd.Error as error:
                 raise ConnectionLostError(f"{what}: {error}", self.side) from error
 
-    def say_goodbye(self) -> None:
-        """Ends the connection politely after all is done, then closes it; nothing depends on the answer."""
+    def say_goodbye(self, seconds: float = GOODBYE_SECONDS) -> None:
+        """Ends the connection politely, then closes it; nothing depends on the server's answer.
+
+        Args:
+            seconds: longest wait for requests in flight and for the server to close.
+        """
         handle = self.handle
         if handle is not None and not self.lost:
-            deadline = time.monotonic() + _GOODBYE_SECONDS
+            deadline = time.monotonic() + seconds
             with contextlib.suppress(nbd.Error, OSError):
                 handle.aio_disconnect()
                 while not self.lost and time.monotonic() < deadline:

@@ -28,12 +28,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import nbd
 
-from sendense_blockio.connection import Connection
+from sendense_blockio.connection import GOODBYE_SECONDS, Connection
 from sendense_blockio.endpoint import Endpoint
 from sendense_blockio.errors import (
     CopyCancelledError,
@@ -215,6 +216,10 @@ class _Run:
         try:
             lane.run()
         except BaseException as failure:  # noqa: BLE001 - raised again by the caller's thread
+            # Frames would keep libnbd's handles, and their descriptors, for as long as somebody keeps the error.
+            traceback.clear_frames(failure.__traceback__)
+            if failure.__cause__ is not None:
+                traceback.clear_frames(failure.__cause__.__traceback__)
             self._failures.put(failure)
             self.ledger.batches.put(None)
 
@@ -271,12 +276,21 @@ class _Run:
             thread.join()
 
     def close(self) -> None:
-        """Closes every connection; that is what ends the epoch."""
+        """Closes every connection; that is what ends the epoch.
+
+        Sources get a moment to answer what is in flight: nbdkit 1.32 may abort (`raw_send_socket: sock >= 0`) when
+        a client vanishes, and a resume would need a new reader.
+        """
+        for connection in self._connections:
+            if connection.side == "target":
+                connection.close()
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        for connection in self._connections:
+            if connection.side == "source":
+                connection.say_goodbye(max(deadline - time.monotonic(), 0.0))
         for lane in self._lanes:
             lane.close()
         self._lanes.clear()
-        for connection in self._connections:
-            connection.close()
 
 
 def _largest_request(connection: Connection) -> int:

@@ -121,11 +121,6 @@ class Lane:
         self._active.clear()
         os.close(self._wake_fd)
 
-    def say_goodbye(self) -> None:
-        """Ends both connections politely; after `run` returned and all is done."""
-        self._source.say_goodbye()
-        self._target.say_goodbye()
-
     def run(self) -> None:
         """Copies until the ledger is finished or `stop` was called.
 
@@ -199,6 +194,8 @@ class Lane:
         request.buffer = buffer
 
         def on_read(error: _Errno) -> int:
+            if self._stopped:
+                return 1
             if error.value:
                 self._fail(self._request_error(request, error.value))
                 return 1

@@ -160,7 +160,8 @@ class Ledger:
         """A lane has no request in flight and there is no work left; each lane says so once."""
         with self._lock:
             self._idle += 1
-            self._begin_round()
+            if self._idle == self.lanes:
+                self._begin_round()
             self._finish_if_done()
 
     def lane_flushed(self, number: int) -> None:
