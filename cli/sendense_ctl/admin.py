@@ -1,0 +1,149 @@
+"""`sendense-ctl vm|repository|agent|token …`: what there is, and who may use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sendense.access.v1 import access_pb2, access_pb2_grpc
+from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense.repository.v1 import repository_pb2, repository_pb2_grpc
+from sendense_ctl.connection import open_gateway
+from sendense_ctl.output import console, moment, print_json, print_table, printable, size
+
+vm = typer.Typer(no_args_is_help=True, help="The VMs that agents know.")
+repository = typer.Typer(no_args_is_help=True, help="Where backups are kept.")
+agent = typer.Typer(no_args_is_help=True, help="Capture agents.")
+token = typer.Typer(no_args_is_help=True, help="Access tokens.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, as REST shows it.")]
+
+
+@vm.command("list")
+def list_vms(json_: Json = False) -> None:
+    """List the VMs of all connected agents."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        answer = gateway.call(backup_pb2_grpc.VmServiceStub(channel).ListVms, backup_pb2.ListVmsRequest())
+    if json_:
+        print_json(answer)
+        return
+    rows = [[v.vm_name, v.power_state, v.latest_backup_id or "–", v.inventory_path, v.vm_uuid] for v in answer.vms]
+    print_table(["VM", "POWER", "LATEST BACKUP", "INVENTORY", "UUID"], rows, "No VMs are known.")
+
+
+@repository.command("list")
+def list_repositories(json_: Json = False) -> None:
+    """List the repositories and their room."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = repository_pb2_grpc.RepositoryServiceStub(channel)
+        answer = gateway.call(stub.ListRepositories, repository_pb2.ListRepositoriesRequest())
+    if json_:
+        print_json(answer)
+        return
+    rows = [
+        [r.name, r.repository_type, size(r.available_size_bytes), size(r.total_size_bytes), r.path]
+        for r in answer.repositories
+    ]
+    print_table(["NAME", "TYPE", "FREE>", "SIZE>", "PATH"], rows, "No repositories.")
+
+
+@repository.command("add")
+def add_repository(
+    name: Annotated[str, typer.Option("--name", help="Unique name.")],
+    path: Annotated[str, typer.Option("--path", help="Absolute path of an empty directory on the server.")],
+    json_: Json = False,
+) -> None:
+    """Register a directory as a repository."""
+    gateway = open_gateway()
+    request = repository_pb2.CreateRepositoryRequest(name=name, repository_type="local", path=path)
+    with gateway.channel() as channel:
+        answer = gateway.call(repository_pb2_grpc.RepositoryServiceStub(channel).CreateRepository, request)
+    if json_:
+        print_json(answer)
+    else:
+        console.print(f"Repository {printable(answer.name)} is at {printable(answer.path)}.", markup=False)
+
+
+@agent.command("list")
+def list_agents(json_: Json = False) -> None:
+    """List the enrolled agents."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = access_pb2_grpc.AgentRegistryServiceStub(channel)
+        answer = gateway.call(stub.ListAgents, access_pb2.ListAgentsRequest())
+    if json_:
+        print_json(answer)
+        return
+    print_table(
+        ["AGENT", "ENROLLED", "PUBLIC KEY"],
+        [[a.agent_id, moment(a.created_at), a.public_key] for a in answer.agents],
+        "No agents are enrolled.",
+    )
+
+
+@agent.command("enroll")
+def enroll_agent(
+    agent_id: Annotated[str, typer.Option("--agent-id", help="Name of the agent.")],
+    public_key: Annotated[Path, typer.Option("--public-key", help="Its public key file, id_ed25519.pub.")],
+) -> None:
+    """Let an agent connect."""
+    gateway = open_gateway()
+    request = access_pb2.EnrollAgentRequest(agent_id=agent_id, public_key=public_key.read_text().strip())
+    with gateway.channel() as channel:
+        gateway.call(access_pb2_grpc.AgentRegistryServiceStub(channel).EnrollAgent, request)
+    console.print(f"Agent {printable(agent_id)} may connect now.", markup=False)
+
+
+@token.command("create")
+def create_token(
+    subject: Annotated[str, typer.Option("--subject", help="Who it is for.")],
+    role: Annotated[str, typer.Option("--role", help="viewer, restore, operator or admin.")],
+    days: Annotated[int, typer.Option("--days", min=1, max=365, help="How long it is good.")] = 30,
+    json_: Json = False,
+) -> None:
+    """Make a token. It is printed once and stored nowhere."""
+    gateway = open_gateway()
+    request = access_pb2.CreateTokenRequest(subject=subject, role=role, lifetime_seconds=days * 24 * 3600)
+    with gateway.channel() as channel:
+        answer = gateway.call(access_pb2_grpc.AccessServiceStub(channel).CreateToken, request)
+    if json_:
+        print_json(answer)
+    else:
+        typer.echo(answer.secret)
+
+
+@token.command("list")
+def list_tokens(json_: Json = False) -> None:
+    """List tokens, newest first."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = access_pb2_grpc.AccessServiceStub(channel)
+        answer = gateway.call(stub.ListTokens, access_pb2.ListTokensRequest(page_size=1000))
+    if json_:
+        print_json(answer)
+        return
+    rows = [
+        [
+            t.token_id,
+            t.subject,
+            t.role,
+            moment(t.expires_at),
+            moment(t.revoked_at) if t.HasField("revoked_at") else "good",
+        ]
+        for t in answer.tokens
+    ]
+    print_table(["TOKEN", "SUBJECT", "ROLE", "UNTIL", "REVOKED"], rows, "No tokens were issued.")
+
+
+@token.command("revoke")
+def revoke_token(token_id: Annotated[str, typer.Argument(help="The token's id.")]) -> None:
+    """Make a token worthless."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = access_pb2_grpc.AccessServiceStub(channel)
+        gateway.call(stub.RevokeToken, access_pb2.RevokeTokenRequest(token_id=token_id))
+    console.print(f"Token {printable(token_id)} is revoked.", markup=False)

@@ -1,0 +1,328 @@
+"""`sendense-ctl backup …`: start, follow, list, chain, delete, and getting files back."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense.restore.v1 import restore_pb2
+from sendense_ctl import files
+from sendense_ctl.connection import open_gateway
+from sendense_ctl.failures import ExitCode, LocalError
+from sendense_ctl.output import console, duration, moment, print_error, print_json, print_table, printable, size
+from sendense_ctl.progress import FINAL, follow
+
+app = typer.Typer(no_args_is_help=True, help="Start backups, look at them, get files back.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, as REST shows it.")]
+Vm = Annotated[str, typer.Option("--vm", help="Name of the VM.")]
+BackupId = Annotated[str, typer.Option("--backup-id", help="Backup id, or a unique beginning of one.")]
+
+
+@app.command()
+def start(
+    vm: Annotated[str, typer.Option("--vm", help="Name of the VM.")] = "",
+    vm_uuid: Annotated[str, typer.Option("--vm-uuid", help="Instance uuid, where the name is not unique.")] = "",
+    backup_type: Annotated[str, typer.Option("--type", help="full or incremental.")] = "incremental",
+    repository: Annotated[
+        str, typer.Option("--repository", help="Name of the repository; default: the default one.")
+    ] = "",
+    quiesce: Annotated[bool, typer.Option("--quiesce", help="Ask the guest to quiesce its file systems.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the backup until it has ended.")] = True,
+    json_: Json = False,
+) -> None:
+    """Back up a VM and follow the progress. Ctrl-C leaves the backup running."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = backup_pb2_grpc.BackupServiceStub(channel)
+        request = backup_pb2.StartBackupRequest(
+            vm_name=vm,
+            vm_uuid=vm_uuid,
+            backup_type=backup_type,
+            repository=repository,
+            quiesce=quiesce,
+            request_id=uuid.uuid4().hex,
+        )
+        backup = gateway.call(stub.StartBackup, request)
+        if not json_:
+            console.print(f"Backup {printable(backup.backup_id)} was queued.")
+        if wait:
+            backup = _follow(gateway, channel, backup.backup_id, quiet=json_)
+        _show_outcome(backup, json_=json_)
+
+
+@app.command()
+def watch(backup_id: BackupId, json_: Json = False) -> None:
+    """Join a running backup and follow its progress."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        _show_outcome(_follow(gateway, channel, backup_id, quiet=json_), json_=json_)
+
+
+def _follow(gateway: object, channel: object, backup_id: str, *, quiet: bool) -> backup_pb2.Backup:
+    try:
+        return follow(gateway, channel, backup_id, quiet=quiet)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        print_error("stopped following", f"The backup goes on: sendense-ctl backup watch --backup-id {backup_id}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _show_outcome(backup: backup_pb2.Backup, *, json_: bool) -> None:
+    if json_:
+        print_json(backup)
+    elif backup.status == "completed":
+        seconds = (backup.completed_at.ToDatetime() - backup.started_at.ToDatetime()) / timedelta(seconds=1)
+        console.print(
+            f"[green]completed[/]: {backup.backup_type}, {size(backup.bytes_transferred)} in {duration(seconds)}"
+        )
+        for disk in backup.disks:
+            console.print(f"  {printable(disk.label)}: {disk.backup_type} ({printable(disk.reason)}), {disk.path}")
+    elif backup.status in FINAL:
+        print_error(f"backup {backup.backup_id} is {backup.status}: {backup.error_message}", reason=backup.error_reason)
+    if backup.status in ("failed", "cancelled"):
+        raise typer.Exit(ExitCode.BACKUP_FAILED)
+
+
+@app.command("list")
+def list_(
+    vm: Annotated[str, typer.Option("--vm", help="Only backups of this VM.")] = "",
+    status: Annotated[str, typer.Option("--status", help="Only backups with this status.")] = "",
+    json_: Json = False,
+) -> None:
+    """List backups, newest first."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = backup_pb2_grpc.BackupServiceStub(channel)
+        whole = backup_pb2.ListBackupsResponse()
+        token = ""
+        while True:
+            request = backup_pb2.ListBackupsRequest(vm_name=vm, status=status, page_size=1000, page_token=token)
+            page = gateway.call(stub.ListBackups, request)
+            whole.backups.extend(page.backups)
+            token = page.next_page_token
+            if not token:
+                break
+    if json_:
+        print_json(whole)
+        return
+    rows = [
+        [b.backup_id, b.vm_name, b.backup_type, b.status, size(b.bytes_transferred), moment(b.created_at)]
+        for b in whole.backups
+    ]
+    print_table(["BACKUP", "VM", "TYPE", "STATUS", "MOVED>", "CREATED"], rows, "No backups yet.")
+
+
+@app.command()
+def get(backup_id: BackupId, json_: Json = False) -> None:
+    """Show one backup with its disks."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = backup_pb2_grpc.BackupServiceStub(channel)
+        backup = gateway.call(stub.GetBackup, backup_pb2.GetBackupRequest(backup_id=backup_id))
+    if json_:
+        print_json(backup)
+        return
+    facts = [
+        ["backup", backup.backup_id],
+        ["vm", backup.vm_name],
+        ["type", backup.backup_type],
+        ["status", backup.status + (f" ({backup.progress.phase})" if backup.progress.phase else "")],
+        ["builds on", backup.parent_backup_id or "–"],
+        ["repository", f"{backup.repository}: {backup.repository_path}"],
+        ["moved", f"{size(backup.bytes_transferred)} of {size(backup.total_bytes)}"],
+        ["created", moment(backup.created_at)],
+        ["ended", moment(backup.completed_at)],
+        *([["error", f"{backup.error_message} [{backup.error_reason}]"]] if backup.error_message else []),
+    ]
+    for name, value in facts:
+        console.print(f"{name:>10}  {printable(value)}", markup=False)
+    rows = [
+        [d.label, d.backup_type, d.status, size(d.capacity_bytes), size(d.bytes_transferred), d.reason]
+        for d in backup.disks
+    ]
+    print_table(["DISK", "TYPE", "STATUS", "CAPACITY>", "MOVED>", "WHY"], rows, "No disks yet.")
+
+
+@app.command()
+def chain(vm: Vm, json_: Json = False) -> None:
+    """Draw a VM's chains: fulls and the increments that build on them."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = backup_pb2_grpc.BackupServiceStub(channel)
+        answer = gateway.call(stub.GetChain, backup_pb2.GetChainRequest(vm_name=vm))
+    if json_:
+        print_json(answer)
+        return
+    from rich.tree import Tree
+
+    tree = Tree(f"{printable(answer.vm_name)}, {size(answer.total_size_bytes)} in all")
+    for one in answer.chains:
+        state = "current" if one.current else "older"
+        branch = tree.add(f"disk {one.disk_id}: {one.total_backups} layers, {size(one.total_size_bytes)} ({state})")
+        for layer in one.layers:
+            branch = branch.add(
+                f"{layer.backup_type:<11} {layer.backup_id}  {size(layer.size_bytes)}  {moment(layer.created_at)}"
+            )
+    console.print(tree)
+
+
+@app.command()
+def log(backup_id: BackupId, json_: Json = False) -> None:
+    """Show a backup's job log."""
+    gateway = open_gateway()
+    whole = backup_pb2.ListLogEntriesResponse()
+    with gateway.channel() as channel:
+        stub = backup_pb2_grpc.BackupServiceStub(channel)
+        token = ""
+        while True:
+            request = backup_pb2.ListLogEntriesRequest(backup_id=backup_id, page_size=1000, page_token=token)
+            page = gateway.call(stub.ListLogEntries, request)
+            whole.entries.extend(page.entries)
+            token = page.next_page_token
+            if not token:
+                break
+    if json_:
+        print_json(whole)
+        return
+    rows = [[moment(e.created_at), e.level, e.step, e.message] for e in whole.entries]
+    print_table(["TIME", "LEVEL", "STEP", "MESSAGE"], rows, "The log is empty.")
+
+
+@app.command()
+def cancel(backup_id: BackupId, json_: Json = False) -> None:
+    """Stop a running backup; what it made is undone."""
+    gateway = open_gateway()
+    with gateway.channel() as channel:
+        stub = backup_pb2_grpc.BackupServiceStub(channel)
+        backup = gateway.call(stub.CancelBackup, backup_pb2.CancelBackupRequest(backup_id=backup_id))
+    if json_:
+        print_json(backup)
+    else:
+        console.print(f"Backup {printable(backup.backup_id)} is {backup.status}; it stops at its next chunk.")
+
+
+@app.command()
+def delete(
+    backup_id: BackupId,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Delete the backups that build on it too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    json_: Json = False,
+) -> None:
+    """Delete a backup."""
+    gateway = open_gateway()
+    request = backup_pb2.DeleteBackupRequest(backup_id=backup_id, cascade=cascade, dry_run=dry_run)
+    with gateway.channel() as channel:
+        answer = gateway.call(backup_pb2_grpc.BackupServiceStub(channel).DeleteBackup, request, timeout=300)
+    if json_:
+        print_json(answer)
+        return
+    verb = "would be deleted" if answer.dry_run else "deleted"
+    for deleted in answer.backup_ids:
+        console.print(f"{printable(deleted)} {verb}")
+    console.print(f"{size(answer.freed_bytes)} {'would come' if answer.dry_run else 'came'} back")
+
+
+@app.command()
+def mount(
+    backup_id: BackupId,
+    path: Annotated[Path | None, typer.Option("--path", help="Show the files here too, as a link.")] = None,
+    json_: Json = False,
+) -> None:
+    """Mount a restore point read-only, to browse it."""
+    gateway = open_gateway()
+    if path is not None and os.path.lexists(path):
+        raise LocalError(f"{path} exists already", "Name a path that is not there yet.")
+    mounted = files.mount(gateway, backup_id)
+    if path is not None:
+        if not Path(mounted.mount_path).is_dir():
+            files.unmount(gateway, mounted.mount_id)
+            raise LocalError(
+                f"{mounted.mount_path} cannot be seen from this machine",
+                "Run this on the server, or use `sendense-ctl backup files` and `extract`.",
+            )
+        path.symlink_to(mounted.mount_path)
+    if json_:
+        print_json(mounted)
+        return
+    console.print(f"{mounted.mount_id} is mounted at {path or mounted.mount_path}", markup=False)
+    _print_volumes(mounted)
+    console.print(f"Unmount it with: sendense-ctl backup umount --mount-id {mounted.mount_id}", markup=False)
+
+
+def _print_volumes(mounted: restore_pb2.Mount) -> None:
+    rows = [
+        [v.name, v.file_system or "–", v.label or "–", size(v.size_bytes), v.guest_path or v.error or "–"]
+        for v in mounted.volumes
+    ]
+    print_table(["VOLUME", "TYPE", "LABEL", "SIZE>", "IN THE GUEST"], rows, "No volumes were found.")
+
+
+@app.command()
+def mounts(json_: Json = False) -> None:
+    """List what is mounted."""
+    answer = files.list_mounts(open_gateway())
+    if json_:
+        print_json(answer)
+        return
+    rows = [[m.mount_id, m.backup_id, m.state, m.mount_path, moment(m.expires_at)] for m in answer.mounts]
+    print_table(["MOUNT", "BACKUP", "STATE", "PATH", "UNTIL"], rows, "Nothing is mounted.")
+
+
+@app.command("files")
+def list_files(
+    mount_id: Annotated[str, typer.Option("--mount-id", help="The mount.")],
+    path: Annotated[str, typer.Option("--path", help="Directory in the guest.")] = "/",
+    json_: Json = False,
+) -> None:
+    """List a directory of a mounted restore point."""
+    answer = files.list_directory(open_gateway(), mount_id, path)
+    if json_:
+        print_json(answer)
+        return
+    rows = [
+        [
+            e.type,
+            f"{e.mode:04o}",
+            size(e.size_bytes),
+            moment(e.modified_at),
+            e.name + (f" → {e.link_target}" if e.link_target else ""),
+        ]
+        for e in answer.entries
+    ]
+    print_table(["TYPE", "MODE", "SIZE>", "MODIFIED", "NAME"], rows, "The directory is empty.")
+
+
+@app.command()
+def umount(
+    mount_id: Annotated[str, typer.Option("--mount-id", help="The mount.")],
+    force: Annotated[bool, typer.Option("--force", help="Cut running downloads.")] = False,
+) -> None:
+    """Unmount a restore point."""
+    files.unmount(open_gateway(), mount_id, force=force)
+    console.print(f"{printable(mount_id)} is unmounted.")
+
+
+@app.command()
+def extract(
+    backup_id: BackupId,
+    file: Annotated[str, typer.Option("--file", help="Path in the guest; a directory comes as a tar.")],
+    output: Annotated[Path, typer.Option("--output", help="Where to write it.")],
+    json_: Json = False,
+) -> None:
+    """Get a file back out of a restore point."""
+    gateway = open_gateway()
+    mounted = files.mount(gateway, backup_id)
+    try:
+        written = files.download(gateway, mounted.mount_id, file, output)
+    finally:
+        files.unmount(gateway, mounted.mount_id)
+    if json_:
+        print_json({"backup_id": mounted.backup_id, "file": file, "output": str(output), "size_bytes": str(written)})
+    else:
+        console.print(f"{printable(file)} → {output} ({size(written)})", markup=False)

@@ -1,0 +1,82 @@
+"""Follows a running backup: bars on a terminal, a line per phase elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import grpc
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense_ctl.connection import Gateway
+from sendense_ctl.output import console, printable
+
+FINAL = ("completed", "failed", "cancelled")
+
+RECONNECT_SECONDS = 30.0
+"""How long a broken watch is joined again before giving up: a restart of a service takes less."""
+
+
+def watch(gateway: Gateway, channel: grpc.Channel, backup_id: str) -> Iterator[backup_pb2.Backup]:
+    """Yields the backup whenever it changed; ends with a final status. Joins again after a broken connection."""
+    stub = backup_pb2_grpc.BackupServiceStub(channel)
+    request = backup_pb2.WatchBackupRequest(backup_id=backup_id)
+    broken_since: float | None = None
+    while True:
+        try:
+            for backup in stub.WatchBackup(request, metadata=gateway.metadata()):
+                broken_since = None
+                yield backup
+                if backup.status in FINAL:
+                    return
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            broken_since = broken_since or time.monotonic()
+            if time.monotonic() - broken_since > RECONNECT_SECONDS:
+                raise
+        time.sleep(0.5)
+
+
+def follow(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bool) -> backup_pb2.Backup:
+    """Shows progress until the backup has ended and returns it."""
+    if quiet or not console.is_terminal:
+        return _follow_lines(gateway, channel, backup_id, quiet=quiet)
+    last = backup_pb2.Backup()
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    tasks: dict[str, TaskID] = {}
+    with bars:
+        for last in watch(gateway, channel, backup_id):
+            for disk in last.disks:
+                label = printable(disk.label) or f"disk {disk.disk_id}"
+                if label not in tasks:
+                    tasks[label] = bars.add_task(label, total=None)
+                total = disk.total_bytes or (1 if disk.status == "completed" else None)
+                done = disk.bytes_transferred if disk.total_bytes else (1 if disk.status == "completed" else 0)
+                bars.update(tasks[label], description=f"{label} {disk.backup_type}", total=total, completed=done)
+    return last
+
+
+def _follow_lines(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bool) -> backup_pb2.Backup:
+    last, phase = backup_pb2.Backup(), ""
+    for last in watch(gateway, channel, backup_id):
+        if last.progress.phase != phase and last.status not in FINAL and not quiet:
+            phase = last.progress.phase
+            console.print(f"{last.status}: {phase}" if phase else last.status)
+    return last
