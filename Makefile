@@ -15,7 +15,7 @@ setup: ## Install what is missing: system packages and .venv
 	@deploy/setup
 
 demo: setup ## Watch a lab VM being backed up fully, then incrementally, and a file come back (about a minute)
-	@$(BIN)/python tests/demo/demo.py
+	@$(BIN)/python -m sendense_node.demo
 
 up: setup ## Run the whole system with the lab's vCenter in the foreground, until Ctrl-C
 	@exec $(BIN)/sendense-node up

@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 
 from sendense_node.config import NodeSettings
+from sendense_node.lab import introduce
 from sendense_node.processes import LogFiles, Processes, environment_for
 from sendense_node.ready import NotReadyError, wait_until_ready
 from sendense_node.state import prepare
@@ -35,8 +36,8 @@ def up() -> None:
         prepare(settings)
         settings.endpoint_file.unlink(missing_ok=True)
         logs = LogFiles(settings.log_dir)
-        bin_dir = Path(sys.executable).parent
-        processes = Processes(settings.procfile, environment_for(settings.root, bin_dir), logs)
+        environment = environment_for(settings.root, Path(sys.executable).parent, introduce(settings.root))
+        processes = Processes(settings.procfile, environment, logs)
         outcome: list[str] = []
         watcher = threading.Thread(target=_watch, args=(settings, processes, started, outcome), daemon=True)
         watcher.start()

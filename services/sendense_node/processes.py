@@ -87,10 +87,11 @@ class Processes(honcho.manager.Manager):  # type: ignore[misc]
         return {name: process["pid"] for name, process in self._processes.items() if "pid" in process}
 
 
-def environment_for(home: Path, bin_dir: Path) -> dict[str, str]:
+def environment_for(home: Path, bin_dir: Path, lab_port: int) -> dict[str, str]:
     """Returns the environment of the processes: ours, with the state directory, this installation's programs first."""
     environment = dict(os.environ)
     environment["SENDENSE_HOME"] = str(home)
     environment["PATH"] = f"{bin_dir}{os.pathsep}{environment.get('PATH', '')}"
+    environment["SENDENSE_LAB_PORT"] = str(lab_port)
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
