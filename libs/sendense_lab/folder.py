@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,15 +43,21 @@ def locate(lab: Lab, target: str) -> Path | bytes:
         FolderError: It does not exist, or the running VM holds it locked: the flat file can be read only while
             a snapshot keeps it frozen or the VM is off.
     """
+    directory, file = _split(target)
+    for machine in list(lab.machines.values()):
+        if machine.record.directory == directory:
+            return _file_of(machine, file)
+    raise FolderError(404, f"No file {directory}/{file}")
+
+
+@functools.lru_cache(maxsize=256)  # thousands of ranges of a disk name the same URL
+def _split(target: str) -> tuple[str, str]:
     url = urlsplit(target)
     query = parse_qs(url.query)
     if query.get("dsName") != [DATASTORE] or query.get("dcPath") != [DATACENTER_NAME]:
         raise FolderError(404, f"No datastore of that name: dcPath={DATACENTER_NAME}&dsName={DATASTORE} it is")
     directory, _, file = unquote(url.path).removeprefix("/folder/").partition("/")
-    for machine in list(lab.machines.values()):
-        if machine.record.directory == directory:
-            return _file_of(machine, file)
-    raise FolderError(404, f"No file {directory}/{file}")
+    return directory, file
 
 
 def _file_of(machine: Machine, file: str) -> Path | bytes:
