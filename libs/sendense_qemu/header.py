@@ -187,11 +187,13 @@ def _read_start(path: Path) -> tuple[bytes, int]:
         if path.is_symlink():
             raise HeaderError(path, "it is a symbolic link") from error
         raise
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise HeaderError(path, "it is no regular file")
-        return file.read(_START), status.st_size
+        return os.pread(fd, _START, 0), status.st_size
+    finally:
+        os.close(fd)
 
 
 def _check_with_oslo(path: Path, start: bytes, *, has_backing: bool) -> None:

@@ -106,13 +106,16 @@ async def run(command: Sequence[str], limits: Limits, *, ok: frozenset[int] = fr
 async def _collect(command: Sequence[str], process: asyncio.subprocess.Process, most: int) -> tuple[bytes, bytes, int]:
     if process.stdout is None or process.stderr is None:
         raise QemuImgError(command, None, "was started without pipes")
+    tasks = [asyncio.ensure_future(_read_at_most(stream, most)) for stream in (process.stdout, process.stderr)]
     try:
-        async with asyncio.TaskGroup() as group:
-            stdout = group.create_task(_read_at_most(process.stdout, most))
-            stderr = group.create_task(_read_at_most(process.stderr, most))
-    except* OverflowError as error:
+        stdout, stderr = await asyncio.gather(*tasks)
+    except OverflowError as error:
         raise QemuImgError(command, None, f"killed: it printed more than {most} bytes") from error
-    return stdout.result(), stderr.result(), await process.wait()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return stdout, stderr, await process.wait()
 
 
 async def _read_at_most(stream: asyncio.StreamReader, most: int) -> bytes:
@@ -131,4 +134,12 @@ async def _reap(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await asyncio.shield(process.wait())
+    await asyncio.shield(_until_ended(process))
+
+
+async def _until_ended(process: asyncio.subprocess.Process) -> None:
+    """Waits for the process and the end of its pipes: asyncio lets go of the pipes at their end only."""
+    for stream in (process.stdout, process.stderr):
+        while stream is not None and await stream.read(1 << 18):
+            pass
+    await process.wait()
