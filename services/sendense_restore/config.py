@@ -1,0 +1,48 @@
+"""Settings of the restore service, read once in `main`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sendense_rpc.settings import ServiceSettings
+
+
+class RestoreSettings(ServiceSettings):
+    """`SENDENSE_RESTORE_…`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENDENSE_RESTORE_", frozen=True, extra="ignore")
+
+    mount_base: Path | None = Field(
+        default=None, description="Directory below which mounts appear; packaged installations use /mnt/sendense."
+    )
+    max_mounts: int = Field(default=32, ge=1, le=1000, description="Most restore points mounted at once.")
+    idle_seconds: float = Field(default=3600.0, gt=0, description="A mount that nobody uses is undone after this.")
+    max_age_seconds: float = Field(default=86400.0, gt=0, description="A mount is undone after this, used or not.")
+    drain_seconds: float = Field(default=30.0, ge=0, description="How long an unmount waits for running downloads.")
+    stall_seconds: float = Field(
+        default=300.0, gt=0, description="A download whose receiver takes nothing for so long is cut off."
+    )
+    lease_seconds: int = Field(
+        default=900, ge=30, le=86400, description="Lease on a mounted point; renewed at a third."
+    )
+    mount_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Most time for one file system to be mounted, its journal replayed."
+    )
+
+    @property
+    def work_root(self) -> Path:
+        """Directory of overlays, exports and volumes: one subdirectory a mount."""
+        return self.root / "restore"
+
+    @property
+    def base(self) -> Path:
+        """Directory below which `mount_path`s lie."""
+        return (self.mount_base or self.root / "mnt").absolute()
+
+    @property
+    def http_socket(self) -> Path:
+        """Unix socket of the downloads' HTTP server, which the gateway forwards to."""
+        return self.run_dir / "restore-http.sock"

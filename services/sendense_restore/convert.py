@@ -1,0 +1,76 @@
+"""Between the service's objects and the messages of sendense.restore.v1."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sendense.restore.v1 import restore_pb2
+from sendense_restore.listing import Entry, Page
+from sendense_restore.mount import Mount
+from sendense_restore.names import escape
+from sendense_restore.paths import GuestPath
+from sendense_restore.volume import Volume
+
+_SECOND_NS = 1_000_000_000
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999, which a Timestamp can hold; a guest's clock may have been anywhere."""
+
+
+def mount_message(mount: Mount, backend: str) -> restore_pb2.Mount:
+    """Returns the message of a mount."""
+    message = restore_pb2.Mount(
+        mount_id=mount.mount_id,
+        mount_path=str(mount.place.root),
+        backup_id=mount.backup_id,
+        state=mount.state,
+        backend=backend,
+    )
+    message.created_at.FromDatetime(mount.created_at)
+    message.expires_at.FromDatetime(mount.expires_at)
+    if mount.tree is not None:
+        message.volumes.extend(_volume_message(volume) for volume in mount.tree.volumes)
+        message.operating_system = mount.tree.operating_system
+    return message
+
+
+def _volume_message(volume: Volume) -> restore_pb2.Volume:
+    return restore_pb2.Volume(
+        name=volume.name,
+        disk_id=volume.disk_id,
+        partition=volume.partition,
+        file_system=volume.file_system,
+        label=volume.label,
+        uuid=volume.uuid,
+        size_bytes=volume.size_bytes,
+        guest_path=volume.guest_path,
+        error=volume.error,
+    )
+
+
+def page_message(path: GuestPath, page: Page) -> restore_pb2.ListFilesResponse:
+    """Returns the message of a page of a directory."""
+    return restore_pb2.ListFilesResponse(
+        path=path.display,
+        entries=[_entry_message(entry) for entry in page.entries],
+        next_page_token=page.next_token,
+    )
+
+
+def _entry_message(entry: Entry) -> restore_pb2.FileEntry:
+    return restore_pb2.FileEntry(
+        name=escape(entry.name),
+        type=entry.kind,
+        size_bytes=entry.size_bytes,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        modified_at=_timestamp(entry.modified_ns),
+        link_target=escape(entry.link_target),
+    )
+
+
+def _timestamp(nanoseconds: int) -> Timestamp:
+    seconds, rest = divmod(nanoseconds, _SECOND_NS)
+    if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
+        seconds, rest = min(max(seconds, _FIRST_SECOND), _LAST_SECOND), 0
+    return Timestamp(seconds=seconds, nanos=rest)

@@ -1,0 +1,250 @@
+"""What can go wrong with mounts and the files in them; reasons are those of docs/errors.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sendense_rpc.errors import Kind, SendenseError
+
+
+class MountNotFound(SendenseError):
+    """No such mount; it may have been idle for too long. Mount the backup again."""
+
+    def __init__(self, mount_id: str) -> None:
+        self.mount_id = mount_id
+        super().__init__(
+            f"there is no mount {mount_id}",
+            kind=Kind.NOT_FOUND,
+            reason="MOUNT_NOT_FOUND",
+            help="It may have been unmounted after its idle time; mount the backup again.",
+            metadata={"mount_id": mount_id},
+        )
+
+
+class MountNotReady(SendenseError):
+    """The mount is being made or undone, or its storage was lost."""
+
+    def __init__(self, mount_id: str, state: str) -> None:
+        self.mount_id = mount_id
+        self.state = state
+        super().__init__(
+            f"{mount_id} is {state}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="MOUNT_NOT_READY",
+            help="Wait while it is mounting; otherwise mount the backup again.",
+            retryable=state == "mounting",
+            metadata={"mount_id": mount_id, "state": state},
+        )
+
+
+class MountBusy(SendenseError):
+    """Somebody still uses the mount; nothing was changed."""
+
+    def __init__(self, mount_id: str, users: Sequence[str]) -> None:
+        self.mount_id = mount_id
+        self.users = tuple(users)
+        super().__init__(
+            f"{mount_id} is in use by {', '.join(users)}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="MOUNT_BUSY",
+            help="Wait for them, or unmount with force, which cuts them off.",
+            retryable=True,
+            metadata={"mount_id": mount_id},
+        )
+
+
+class UnmountFailed(SendenseError):
+    """Something of the mount could not be undone; the mount is failed, and unmounting can be tried again."""
+
+    def __init__(self, mount_id: str, problem: str) -> None:
+        self.mount_id = mount_id
+        super().__init__(
+            f"{mount_id} cannot be unmounted: {problem}",
+            kind=Kind.INTERNAL,
+            reason="UNMOUNT_FAILED",
+            help="Try again with force; a restart of the restore service cleans up what is left.",
+            retryable=True,
+            metadata={"mount_id": mount_id},
+        )
+
+
+class ServiceStopping(SendenseError):
+    """The restore service is about to end and mounts nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the restore service is stopping",
+            kind=Kind.UNAVAILABLE,
+            reason="SERVICE_UNAVAILABLE",
+            help="Try again when it has been restarted.",
+            retryable=True,
+        )
+
+
+class TooManyMounts(SendenseError):
+    """The limit of mounts is reached."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            f"{limit} restore points are mounted, which is the limit",
+            kind=Kind.RESOURCE_EXHAUSTED,
+            reason="TOO_MANY_MOUNTS",
+            help="Unmount one that is no longer needed, or raise SENDENSE_RESTORE_MAX_MOUNTS.",
+            metadata={"limit": str(limit)},
+        )
+
+
+class MountFailed(SendenseError):
+    """The restore point could not be mounted; nothing of the attempt is left."""
+
+    def __init__(self, backup_id: str, problem: str, *, help: str = "") -> None:  # noqa: A002 - as in SendenseError
+        self.backup_id = backup_id
+        super().__init__(
+            f"{backup_id} cannot be mounted: {problem}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="MOUNT_FAILED",
+            help=help or "The restore service's log says more; `qemu-img check` tells whether the layers are sound.",
+            metadata={"backup_id": backup_id},
+        )
+
+
+class NoFileSystem(SendenseError):
+    """No volume of the restore point could be mounted."""
+
+    def __init__(self, backup_id: str, findings: Sequence[str]) -> None:
+        self.backup_id = backup_id
+        self.findings = tuple(findings)
+        found = "; ".join(findings) or "its disks are empty"
+        super().__init__(
+            f"no file system of {backup_id} can be mounted: {found}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="NO_FILE_SYSTEM",
+            help="The layers are plain QCOW2: attach them to a virtual machine to get at the data.",
+            metadata={"backup_id": backup_id},
+        )
+
+
+class BackupNotCompleted(SendenseError):
+    """Only a completed backup has a restore point."""
+
+    def __init__(self, backup_id: str, status: str) -> None:
+        self.backup_id = backup_id
+        self.status = status
+        super().__init__(
+            f"{backup_id} is {status}, not completed",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="BACKUP_NOT_COMPLETED",
+            help="Choose a completed backup; `sendense-ctl backup list` shows them.",
+            metadata={"backup_id": backup_id, "status": status},
+        )
+
+
+class RequestIdReused(SendenseError):
+    """The request id has mounted another backup before."""
+
+    def __init__(self, request_id: str, backup_id: str) -> None:
+        self.request_id = request_id
+        super().__init__(
+            f"request id '{request_id}' was used to mount {backup_id}",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="REQUEST_ID_REUSED",
+            help="Make up a new request id for each mount.",
+            metadata={"backup_id": backup_id},
+        )
+
+
+class InvalidPath(SendenseError):
+    """A path in a request is malformed."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"path '{path}': {problem}",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="INVALID_PATH",
+            help=r"Paths are absolute, such as /var/www; bytes that are no UTF-8 are written \xNN, a backslash \\.",
+            metadata={"path": path},
+        )
+
+
+class PathOutsideMount(SendenseError):
+    """A path in a request leads above the guest's root."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"path '{path}' leads out of the mount",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="PATH_OUTSIDE_MOUNT",
+            help="Paths start at the guest's root, which '..' cannot leave.",
+            metadata={"path": path},
+        )
+
+
+class FileMissing(SendenseError):
+    """The restore point has no such file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"there is no {path} in the restore point",
+            kind=Kind.NOT_FOUND,
+            reason="FILE_NOT_FOUND",
+            help="List the directory above it.",
+            metadata={"path": path},
+        )
+
+
+class NotADirectory(SendenseError):
+    """A directory is wanted where something else is."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} is no directory",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="NOT_A_DIRECTORY",
+            help="List the directory above it, or download it.",
+            metadata={"path": path},
+        )
+
+
+class NotAFile(SendenseError):
+    """Only regular files and directories have content that can be downloaded."""
+
+    def __init__(self, path: str, kind_of_file: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} is a {kind_of_file}, which has no content to download",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="NOT_A_FILE",
+            help="A download of the directory above it holds it too, as tar.",
+            metadata={"path": path},
+        )
+
+
+class FileUnreadable(SendenseError):
+    """The guest's file system does not give the file: it is damaged, or its storage was lost."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} cannot be read: {problem}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="FILE_UNREADABLE",
+            help="Try another restore point; the guest's file system may have been damaged in this one.",
+            metadata={"path": path},
+        )
+
+
+class InvalidPageToken(SendenseError):
+    """The page token is not one that this directory's listing gave."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "page_token is not from a listing of this directory",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="INVALID_PAGE_TOKEN",
+            help="Leave it empty for the first page.",
+        )

@@ -1,0 +1,116 @@
+"""The downloads' HTTP server on a Unix socket: tokens, routes, and errors as the gateway shows them elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from sendense_restore.downloads import Downloads
+from sendense_restore.errors import InvalidPath
+from sendense_restore.mounts import Mounts
+from sendense_restore.paths import parse_guest_path
+from sendense_rpc.errors import Kind, SendenseError
+from sendense_rpc.identity import TokenVerifier, require_role, set_caller
+from sendense_rpc.server import listening
+
+log = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+ROUTE = "/api/v1/restore/{mount_id}/download"
+_STOP_SECONDS = 5.0
+_MAX_LINE = 16 << 10  # a path of 4096 bytes, each written as %XX, and the rest
+
+STATUSES: dict[Kind, tuple[int, int]] = {
+    Kind.CANCELLED: (1, 499),
+    Kind.INVALID_ARGUMENT: (3, 400),
+    Kind.DEADLINE_EXCEEDED: (4, 504),
+    Kind.NOT_FOUND: (5, 404),
+    Kind.ALREADY_EXISTS: (6, 409),
+    Kind.PERMISSION_DENIED: (7, 403),
+    Kind.RESOURCE_EXHAUSTED: (8, 429),
+    Kind.FAILED_PRECONDITION: (9, 400),
+    Kind.ABORTED: (10, 409),
+    Kind.UNIMPLEMENTED: (12, 501),
+    Kind.INTERNAL: (13, 500),
+    Kind.UNAVAILABLE: (14, 503),
+    Kind.UNAUTHENTICATED: (16, 401),
+}
+"""For each kind of error gRPC's number and HTTP's status, as the gateway's transcoder maps them."""
+
+
+class HttpServer:
+    """Serves downloads.
+
+    Args:
+        mounts: Where the files are.
+        downloads: Sends them.
+        verifier: Verifies tokens.
+    """
+
+    def __init__(self, mounts: Mounts, downloads: Downloads, verifier: TokenVerifier) -> None:
+        self._mounts = mounts
+        self._downloads = downloads
+        self._verifier = verifier
+
+    @asynccontextmanager
+    async def serving(self, socket: Path) -> AsyncIterator[web.UnixSite]:
+        """Listens for the time of the block.
+
+        Yields:
+            The listener, which can be stopped before the block ends.
+        """
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get(ROUTE, self._download)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=_STOP_SECONDS, max_line_size=_MAX_LINE, max_field_size=_MAX_LINE
+        )
+        await runner.setup()
+        try:
+            with listening(socket):
+                site = web.UnixSite(runner, str(socket))
+                await site.start()
+                await asyncio.to_thread(socket.chmod, 0o600)
+                yield site
+        finally:
+            await runner.cleanup()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request.headers.get("x-request-id") or str(uuid.uuid4()))
+        try:
+            caller = self._verifier.verify(request.headers.get("Authorization"))
+            set_caller(caller)
+            structlog.contextvars.bind_contextvars(caller=caller.subject)
+            require_role(caller, "restore", "download")
+            return await handler(request)
+        except SendenseError as error:
+            return _error_response(error)
+        except web.HTTPException as error:
+            reason = "NOT_FOUND" if error.status == 404 else "BAD_REQUEST"
+            body = {"code": 5 if error.status == 404 else 3, "reason": reason, "message": error.reason, "help": ""}
+            return web.json_response(body, status=error.status)
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        paths = request.query.getall("path", [])
+        if len(paths) != 1 or not paths[0]:
+            raise InvalidPath(", ".join(paths), "one path is needed, as ?path=/…")
+        mount = self._mounts.get(request.match_info["mount_id"])
+        path = parse_guest_path(paths[0])
+        with mount.used(download=True):
+            return await self._downloads.send(request, mount, path)
+
+
+def _error_response(error: SendenseError) -> web.Response:
+    code, status = STATUSES[error.kind]
+    log.info("download refused", status=status, reason=error.reason, message=error.message)
+    body = {"code": code, "reason": error.reason, "message": error.message, "help": error.help}
+    headers = {"WWW-Authenticate": "Bearer"} if error.kind is Kind.UNAUTHENTICATED else None
+    return web.json_response(body, status=status, headers=headers)

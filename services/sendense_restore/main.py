@@ -1,0 +1,79 @@
+"""`sendense-restore`: settings, wiring, serving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from sendense.restore.v1 import restore_pb2_grpc
+from sendense_db.engine import Database
+from sendense_restore.clients import PointClients
+from sendense_restore.config import RestoreSettings
+from sendense_restore.downloads import Downloads
+from sendense_restore.http_server import HttpServer
+from sendense_restore.kernel_backend import KernelBackend
+from sendense_restore.mount import Lifetime
+from sendense_restore.mounts import Limits, Mounts
+from sendense_restore.places import Places
+from sendense_restore.servicer import RestoreServicer
+from sendense_restore.store import MountStore
+from sendense_rpc.channel import unix_peer
+from sendense_rpc.identity import TokenVerifier
+from sendense_rpc.server import Service, Servicer, run
+
+NAME = "restore"
+_THREADS = 64
+"""Each may wait for a repository's disk: so many listings and downloads at once do not hold up one another."""
+
+
+@asynccontextmanager
+async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
+    """Cleans up after an earlier run, opens everything, and undoes every mount at the end."""
+    async with AsyncExitStack() as stack:
+        places = stack.enter_context(Places(settings.work_root, settings.base, settings.run_dir).owned())
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="restore")
+        asyncio.get_running_loop().set_default_executor(threads)
+        database = Database(settings.catalogue_url)
+        stack.push_async_callback(database.close)
+        identity = settings.identity_file(NAME)
+        backup = unix_peer(settings.socket("backup"), identity)
+        stack.push_async_callback(backup.close)
+        repository = unix_peer(settings.socket("repository"), identity)
+        stack.push_async_callback(repository.close)
+        mounts = Mounts(
+            KernelBackend(settings.mount_timeout_seconds),
+            PointClients(backup, repository),
+            MountStore(database),
+            places,
+            Limits(
+                most_mounts=settings.max_mounts,
+                lifetime=Lifetime(settings.idle_seconds, settings.max_age_seconds),
+                drain_seconds=settings.drain_seconds,
+                lease_seconds=settings.lease_seconds,
+            ),
+        )
+        await mounts.recover()
+        verifier = TokenVerifier(settings.jwks_file, settings.revoked_file)
+        http = HttpServer(mounts, Downloads(threads, settings.stall_seconds), verifier)
+        site = await stack.enter_async_context(http.serving(settings.http_socket))
+        stack.push_async_callback(mounts.close)
+        stack.push_async_callback(site.stop)
+        yield Service(
+            name=NAME,
+            servicers=[
+                Servicer(
+                    "sendense.restore.v1.RestoreService",
+                    RestoreServicer(mounts),
+                    restore_pb2_grpc.add_RestoreServiceServicer_to_server,
+                )
+            ],
+            check=database.check,
+        )
+
+
+def main() -> None:
+    """Entry point of `sendense-restore`."""
+    settings = RestoreSettings()
+    run(lambda: build(settings), settings, NAME)

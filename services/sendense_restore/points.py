@@ -1,0 +1,48 @@
+"""What this service asks of others: which backup is meant, what its restore point is, and to keep it while it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sendense_restore.backend import Disk
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A committed restore point: the backup that made it, and its disks in the order of their numbers."""
+
+    backup_id: str
+    disks: tuple[Disk, ...]
+
+
+class Points(Protocol):
+    """The port to the backup and repository services; `clients` is its adapter."""
+
+    async def resolve(self, backup_id: str) -> str:
+        """Returns the whole id of a completed backup, given it or a unique prefix.
+
+        Raises:
+            SendenseError: BACKUP_NOT_FOUND, AMBIGUOUS_BACKUP_ID, BACKUP_NOT_COMPLETED, SERVICE_UNAVAILABLE.
+        """
+
+    async def lease(self, backup_id: str, holder: str, seconds: int) -> None:
+        """Keeps a point from being merged or deleted for so long from now; renews the holder's lease.
+
+        Raises:
+            SendenseError: POINT_NOT_FOUND, SERVICE_UNAVAILABLE.
+        """
+
+    async def release(self, backup_id: str, holder: str) -> None:
+        """Ends a lease; no error when there is none.
+
+        Raises:
+            SendenseError: SERVICE_UNAVAILABLE.
+        """
+
+    async def get(self, backup_id: str) -> RestorePoint:
+        """Returns a restore point.
+
+        Raises:
+            SendenseError: POINT_NOT_FOUND, SERVICE_UNAVAILABLE.
+        """
