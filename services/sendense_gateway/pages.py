@@ -1,0 +1,72 @@
+"""The few pages that the gateway serves itself, behind Envoy: which services answer, and the description of the API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sendense_gateway.routes import OPENAPI_PATH
+from sendense_rpc.channel import Peer, unix_peer
+from sendense_rpc.errors import SendenseError
+from sendense_rpc.server import listening
+from sendense_rpc.settings import ServiceSettings
+
+CHECK_TIMEOUT = 3.0
+"""Seconds for each service; its own check has 2."""
+
+
+@asynccontextmanager
+async def serving_pages(
+    settings: ServiceSettings, socket: Path, services: Sequence[str], openapi: Path
+) -> AsyncIterator[None]:
+    """Serves the pages on a Unix socket (0600) for the time of the block.
+
+    Args:
+        settings: Where the services' sockets and this process's identity are.
+        socket: Where to listen.
+        services: The services that must answer for the system to be ready.
+        openapi: File with the description of the REST API.
+    """
+    document = await asyncio.to_thread(openapi.read_text)
+    async with AsyncExitStack() as stack:
+        peers: dict[str, Peer] = {}
+        for service in services:
+            peers[service] = unix_peer(settings.socket(service), settings.identity_file("gateway"))
+            stack.push_async_callback(peers[service].close)
+
+        async def ready(request: web.Request) -> web.Response:
+            del request
+            states = dict(zip(peers, await asyncio.gather(*map(_state, peers.values())), strict=True))
+            good = all(state == "serving" for state in states.values())
+            return web.json_response({"ready": good, "services": states}, status=200 if good else 503)
+
+        async def describe(request: web.Request) -> web.Response:
+            del request
+            return web.json_response(text=document)
+
+        application = web.Application()
+        application.router.add_get("/readyz", ready)
+        application.router.add_get(OPENAPI_PATH, describe)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        stack.enter_context(listening(socket))
+        await web.UnixSite(runner, str(socket)).start()
+        await asyncio.to_thread(socket.chmod, 0o600)
+        yield
+
+
+async def _state(peer: Peer) -> str:
+    """Returns `serving`, `not serving` (the service answers and says so) or `unreachable`."""
+    try:
+        stub: Any = health_pb2_grpc.HealthStub(peer.channel)
+        answer = await peer.call(stub.Check, health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT)
+    except (SendenseError, OSError):
+        return "unreachable"
+    return "serving" if answer.status == health_pb2.HealthCheckResponse.SERVING else "not serving"
