@@ -73,7 +73,9 @@ class NbdServers:
         return endpoint, process
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(arguments, env={**os.environ, **TUNED})
+        # Servers complain about each client that a test takes away: into a file, not between the results.
+        with (self.directory / "servers.log").open("ab") as log:
+            process = subprocess.Popen(arguments, env={**os.environ, **TUNED}, stderr=log)
         self._processes.append(process)
         return process
 

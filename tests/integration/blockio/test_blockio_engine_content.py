@@ -25,11 +25,12 @@ numbers = itertools.count()
 @st.composite
 def disks(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]], list[Extent]]:
     """A size that is no multiple of anything, zero runs of the source, and areas."""
-    size = draw(st.integers(1, 3 * MIB))
+    size = draw(st.one_of(st.integers(1, 3 * MIB), st.integers(MIB, 3 * MIB)))
     position = st.integers(0, size - 1)
-    zero_runs = draw(st.lists(st.tuples(position, st.integers(1, MIB)), max_size=4))
+    length = st.one_of(st.integers(1, 20_000), st.integers(64 * KIB, 2 * MIB))
+    zero_runs = draw(st.lists(st.tuples(position, length), max_size=4))
     cuts = sorted(draw(st.sets(position, max_size=12)) | {size})
-    areas = [Extent(a, b - a) for a, b in itertools.pairwise([0, *cuts]) if b > a and draw(st.booleans())]
+    areas = [Extent(a, b - a) for a, b in itertools.pairwise([0, *cuts]) if b > a and draw(st.integers(0, 3))]
     return size, zero_runs, areas
 
 
