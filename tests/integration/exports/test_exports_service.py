@@ -1,0 +1,354 @@
+"""The exports service over gRPC, with its real catalogue and a real nbdd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbd
+import pytest
+from nbdd_process import RunningNbdd, listed, nbdcopy, nbdd_running, overlay
+from sqlalchemy import select
+
+from conftest import serving
+from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
+from sendense_access.keys import SigningKey
+from sendense_db.engine import Database
+from sendense_exports.config import ExportsSettings
+from sendense_exports.main import build
+from sendense_exports.store import metadata, nbd_exports
+from sendense_qemu import img
+from sendense_rpc.channel import Peer, unix_peer
+from sendense_rpc.errors import Kind, RemoteError
+
+MIB = 1 << 20
+
+
+@dataclass
+class Node:
+    """A running service with its nbdd."""
+
+    settings: ExportsSettings
+    nbdd: RunningNbdd
+    peer: Peer
+    images: Path
+
+    @property
+    def stub(self) -> exports_pb2_grpc.ExportServiceStub:
+        return exports_pb2_grpc.ExportServiceStub(self.peer.channel)
+
+    async def create(
+        self,
+        name: str,
+        path: Path | str,
+        fmt: str = "qcow2",
+        *,
+        job: str = "job-1",
+        attempt: int = 1,
+        read_only: bool = False,
+    ) -> exports_pb2.Export:
+        request = exports_pb2.CreateFileExportRequest(
+            export_name=name,
+            path=str(path),
+            format=fmt,
+            read_only=read_only,
+            holder=exports_pb2.Holder(job_id=job, attempt=attempt),
+            agent_id="agent-1",
+        )
+        return await self.peer.call(self.stub.CreateFileExport, request)
+
+    async def delete(
+        self, name: str, *, job: str = "job-1", attempt: int = 1, wait: int = 1, force: bool = False
+    ) -> None:
+        request = exports_pb2.DeleteExportRequest(
+            export_name=name,
+            holder=exports_pb2.Holder(job_id=job, attempt=attempt),
+            wait_seconds=wait,
+            force=force,
+        )
+        await self.peer.call(self.stub.DeleteExport, request)
+
+    async def get(self, name: str) -> exports_pb2.Export:
+        return await self.peer.call(self.stub.GetExport, exports_pb2.GetExportRequest(export_name=name))
+
+
+@asynccontextmanager
+async def service_running(settings: ExportsSettings) -> AsyncIterator[Peer]:
+    async with build(settings) as service, serving(service, settings):
+        peer = unix_peer(settings.socket("exports"), settings.identity_file("backup"))
+        try:
+            yield peer
+        finally:
+            await peer.close()
+
+
+@asynccontextmanager
+async def caller(settings: ExportsSettings, role: str) -> AsyncIterator[Peer]:
+    """The service as a person of that role sees it."""
+    token = settings.root / f"{role}.token"
+    key = SigningKey.load_or_create(settings.root / "keys")
+    token.write_text(key.sign(f"test-{role}", role, 60))
+    peer = unix_peer(settings.socket("exports"), token)
+    try:
+        yield peer
+    finally:
+        await peer.close()
+
+
+@asynccontextmanager
+async def catalogue(settings: ExportsSettings) -> AsyncIterator[Database]:
+    database = Database(settings.catalogue_url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def settings(sendense_home: Path) -> ExportsSettings:
+    settings = ExportsSettings()
+    async with catalogue(settings) as database, database.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    return settings
+
+
+@pytest.fixture
+async def node(settings: ExportsSettings) -> AsyncIterator[Node]:
+    async with nbdd_running(settings) as nbdd, service_running(settings) as peer:
+        yield Node(settings, nbdd, peer, settings.root / "backups")
+
+
+async def test_a_created_export_is_served_before_the_answer_and_is_gone_after_delete(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    export = await node.create("backup-1", incr)
+    assert (export.state, export.size_bytes, export.epoch, export.error) == ("serving", 4 * MIB, 1, "")
+    assert (export.holder, export.agent_id, export.format) == ("job-1", "agent-1", "qcow2")
+    assert export.socket_path == str(node.settings.nbd_socket)
+    source = node.images / "source.raw"
+    source.write_bytes(os.urandom(4 * MIB))
+    await nbdcopy(source, node.nbdd.uri("backup-1"))
+    await node.delete("backup-1")
+    assert await listed(node.nbdd) == set()
+    assert (await img.compare(source, "raw", incr, "qcow2")).identical
+    with pytest.raises(RemoteError) as caught:
+        await node.get("backup-1")
+    assert (caught.value.kind, caught.value.reason) == (Kind.NOT_FOUND, "EXPORT_NOT_FOUND")
+    await node.delete("backup-1")
+    async with catalogue(node.settings) as database, database.read() as connection:
+        row = (await connection.execute(select(nbd_exports))).mappings().one()
+    assert row["deleted_at"] is not None
+
+
+async def test_creating_again_for_the_same_attempt_gives_the_same_export(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    first = await node.create("backup-1", incr)
+    assert await node.create("backup-1", incr) == first
+    for change in ({"read_only": True}, {"attempt": 2}, {"job": "job-2"}):
+        with pytest.raises(RemoteError) as caught:
+            await node.create("backup-1", incr, **change)  # type: ignore[arg-type]
+        assert caught.value.reason == "EXPORT_EXISTS"
+    assert (await node.get("backup-1")).state == "serving"
+
+
+async def test_an_older_attempt_changes_nothing(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    await node.create("backup-1", incr, attempt=1)
+    await node.delete("backup-1", attempt=2)
+    await node.create("backup-1", incr, attempt=2)
+    for call in (node.create("backup-9", incr, attempt=1), node.delete("backup-1", attempt=1)):
+        with pytest.raises(RemoteError) as caught:
+            await call
+        assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "STALE_ATTEMPT")
+        assert caught.value.metadata["newest_attempt"] == "2"
+    assert await listed(node.nbdd) == {"backup-1"}
+    # also when a newer attempt only tried to delete what was not there
+    await node.delete("never-made", job="job-7", attempt=5)
+    with pytest.raises(RemoteError) as caught:
+        await node.create("late", node.images / "vm-full.qcow2", job="job-7", attempt=4, read_only=True)
+    assert caught.value.reason == "STALE_ATTEMPT"
+
+
+async def test_a_name_of_one_job_is_never_given_to_another(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    await node.create("backup-1", incr)
+    with pytest.raises(RemoteError) as caught:
+        await node.delete("backup-1", job="job-2")
+    assert (caught.value.reason, caught.value.metadata["holder"]) == ("EXPORT_HELD", "job-1")
+    await node.delete("backup-1")
+    with pytest.raises(RemoteError) as caught:
+        await node.create("backup-1", incr, job="job-2")
+    assert caught.value.reason == "EXPORT_EXISTS"
+
+
+async def test_a_second_writer_or_reader_of_a_written_image_is_refused_naming_the_holder(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    await node.create("backup-1", incr)
+    for read_only in (False, True):
+        with pytest.raises(RemoteError) as caught:
+            await node.create("backup-2", incr, job="job-2", read_only=read_only)
+        assert (caught.value.kind, caught.value.reason) == (Kind.FAILED_PRECONDITION, "IMAGE_BUSY")
+        assert caught.value.metadata["holder"] == "job-1"
+    full = node.images / "vm-full.qcow2"
+    await node.create("mount-1", full, job="job-3", read_only=True)
+    await node.create("mount-2", full, job="job-4", read_only=True)
+    assert await listed(node.nbdd) == {"backup-1", "mount-1", "mount-2"}
+
+
+async def test_an_image_that_another_process_writes_is_refused_and_taken_back(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    other = await asyncio.create_subprocess_exec(
+        "qemu-storage-daemon",
+        "--blockdev",
+        f"driver=qcow2,node-name=n,backing=,file.driver=file,file.filename={incr}",
+    )
+    try:
+        for _ in range(200):
+            try:
+                await img.check(incr)
+            except img.QemuImgError as error:
+                assert error.is_locked  # noqa: PT017
+                break
+            await asyncio.sleep(0.02)
+        with pytest.raises(RemoteError) as caught:
+            await node.create("backup-1", incr)
+        assert caught.value.reason == "IMAGE_BUSY"
+        assert node.nbdd.exports() == {}
+    finally:
+        other.terminate()
+        await other.wait()
+    assert (await node.create("backup-1", incr)).state == "serving"
+
+
+@pytest.mark.parametrize(
+    ("path", "fmt", "reason"),
+    [
+        ("/etc/passwd", "raw", "PATH_REFUSED"),
+        ("relative.qcow2", "qcow2", "PATH_REFUSED"),
+        ("{images}/../x.qcow2", "qcow2", "PATH_REFUSED"),
+        ("{images}/gone.qcow2", "qcow2", "PATH_REFUSED"),
+        ("/dev/null", "raw", "PATH_REFUSED"),
+        ("{images}/noise.qcow2", "qcow2", "IMAGE_REFUSED"),
+        ("{images}/line\nbreak.raw", "raw", "PATH_REFUSED"),
+        ("{images}/noise.qcow2", "vmdk", "INVALID_FIELD"),
+    ],
+)
+async def test_what_may_not_be_served_is_refused_and_changes_nothing(
+    node: Node, path: str, fmt: str, reason: str
+) -> None:
+    (node.images / "noise.qcow2").write_bytes(os.urandom(MIB))
+    (node.images / "line\nbreak.raw").write_bytes(bytes(MIB))
+    with pytest.raises(RemoteError) as caught:
+        await node.create("backup-1", path.format(images=node.images), fmt)
+    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID_ARGUMENT, reason)
+    assert list(node.settings.conf_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "x" * 64, "[x]", "-x"])
+async def test_a_name_that_is_no_name_is_refused(node: Node, name: str) -> None:
+    with pytest.raises(RemoteError) as caught:
+        await node.create(name, await overlay(node.images, "vm"))
+    assert caught.value.kind == Kind.INVALID_ARGUMENT
+
+
+async def test_a_busy_export_stays_unless_it_is_forced(node: Node) -> None:
+    await node.create("backup-1", await overlay(node.images, "vm"))
+    handle = nbd.NBD()
+    handle.set_export_name("backup-1")
+    await asyncio.to_thread(handle.connect_unix, str(node.settings.nbd_socket))
+    with pytest.raises(RemoteError) as caught:
+        await node.delete("backup-1")
+    assert (caught.value.kind, caught.value.reason) == (Kind.FAILED_PRECONDITION, "EXPORT_BUSY")
+    assert (await node.get("backup-1")).state == "serving"
+    assert await asyncio.to_thread(handle.pread, 1, 0) == b"\1"
+    await node.delete("backup-1", force=True)
+    with pytest.raises(nbd.Error):
+        await asyncio.to_thread(handle.pread, 1, 0)
+    assert await listed(node.nbdd) == set()
+
+
+@pytest.mark.faults
+async def test_the_daemons_death_shows_as_a_new_epoch(node: Node) -> None:
+    await node.create("backup-1", await overlay(node.images, "vm"))
+    os.kill(node.nbdd.status().daemon_pid, signal.SIGKILL)
+    await node.nbdd.wait(lambda status: status.daemon_starts == 2)
+    export = await node.get("backup-1")
+    assert (export.state, export.epoch) == ("serving", 2)
+
+
+async def test_lists_are_paged_by_name_and_show_exports_made_by_hand(node: Node) -> None:
+    (node.images / "disk.raw").write_bytes(bytes(MIB))
+    for number in range(3):
+        await node.create(f"e{number}", node.images / "disk.raw", "raw", read_only=True)
+    node.nbdd.conf("by-hand", node.images / "disk.raw", "raw", read_only=True)
+    async with caller(node.settings, "admin") as admin:
+        stub = exports_pb2_grpc.ExportServiceStub(admin.channel)
+        answer = await admin.call(stub.ReloadExports, exports_pb2.ReloadExportsRequest())
+    assert answer.generation == node.nbdd.status().generation
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await node.peer.call(
+            node.stub.ListExports, exports_pb2.ListExportsRequest(page_size=2, page_token=token)
+        )
+        seen += [export.export_name for export in page.exports]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == ["by-hand", "e0", "e1", "e2"]
+    for bad in ({"page_size": -1}, {"page_token": "é"}):
+        with pytest.raises(RemoteError) as caught:
+            await node.peer.call(node.stub.ListExports, exports_pb2.ListExportsRequest(**bad))  # type: ignore[arg-type]
+        assert caught.value.kind == Kind.INVALID_ARGUMENT
+
+
+async def test_without_nbdd_a_create_says_so_and_changes_nothing(settings: ExportsSettings) -> None:
+    images = settings.root / "backups"
+    images.mkdir()
+    incr = await overlay(images, "vm")
+    async with service_running(settings) as peer:
+        stub = exports_pb2_grpc.ExportServiceStub(peer.channel)
+        request = exports_pb2.CreateFileExportRequest(
+            export_name="x", path=str(incr), format="qcow2", holder=exports_pb2.Holder(job_id="j", attempt=1)
+        )
+        with pytest.raises(RemoteError) as caught:
+            await peer.call(stub.CreateFileExport, request)
+        assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "NBDD_DOWN")
+        assert caught.value.retryable
+    assert list(settings.conf_dir.iterdir()) == []
+    async with catalogue(settings) as database, database.read() as connection:
+        assert (await connection.execute(select(nbd_exports))).first() is None
+
+
+async def test_a_service_that_starts_makes_conf_files_agree_with_the_catalogue(settings: ExportsSettings) -> None:
+    async with nbdd_running(settings) as nbdd:
+        images = settings.root / "backups"
+        async with service_running(settings) as peer:
+            node = Node(settings, nbdd, peer, images)
+            await node.create("lives", await overlay(images, "one"))
+            await node.create("removed", await overlay(images, "two"))
+            text = (settings.conf_dir / "removed.conf").read_text()
+            await node.delete("removed")
+        (settings.conf_dir / "lives.conf").unlink()  # as if killed between the row and the file
+        (settings.conf_dir / "removed.conf").write_text(text)
+        nbdd.conf("by-hand", images / "one-full.qcow2", read_only=True)
+        async with service_running(settings):
+            assert await listed(nbdd) == {"lives", "by-hand"}
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "restore", "admin"])
+async def test_only_services_make_and_remove_exports(node: Node, role: str) -> None:
+    incr = await overlay(node.images, "vm")
+    await node.create("backup-1", incr)
+    async with caller(node.settings, role) as person:
+        other = Node(node.settings, node.nbdd, person, node.images)
+        assert (await other.get("backup-1")).state == "serving"
+        for call in (other.create("backup-2", incr), other.delete("backup-1", force=True)):
+            with pytest.raises(RemoteError) as caught:
+                await call
+            assert caught.value.kind == Kind.PERMISSION_DENIED
+    assert await listed(node.nbdd) == {"backup-1"}

@@ -1,0 +1,124 @@
+"""Deaths: of qemu-storage-daemon (served again, a new epoch) and of nbdd (the daemon goes on)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import nbd
+import pytest
+from nbdd_process import listed, nbdcopy, nbdd_running, overlay, start
+
+from sendense_exports.config import ExportsSettings
+from sendense_qemu import img
+
+MIB = 1 << 20
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def settings(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> ExportsSettings:
+    monkeypatch.setenv("SENDENSE_HOME", str(short_tmp))
+    return ExportsSettings()
+
+
+async def test_a_killed_daemon_serves_again_with_a_new_epoch_for_writers(
+    settings: ExportsSettings,
+) -> None:
+    async with nbdd_running(settings) as nbdd:
+        images = settings.root / "backups"
+        nbdd.conf("writer", await overlay(images, "vm"))
+        nbdd.conf("reader", images / "vm-full.qcow2", read_only=True)
+        (settings.conf_dir / "bad.conf").write_text("[bad]\n")
+        before = await nbdd.reload()
+        for deaths in range(1, 4):
+            os.kill(nbdd.status().daemon_pid, signal.SIGKILL)
+            after = await nbdd.wait(lambda s, n=deaths + 1: s.daemon_starts == n)  # type: ignore[misc]
+            assert (after.exports["writer"].state, after.exports["writer"].epoch) == ("serving", 1 + deaths)
+            assert (after.exports["reader"].state, after.exports["reader"].epoch) == ("serving", 1)
+            assert await listed(nbdd) == {"writer", "reader"}
+        assert after.generation == before.generation
+        assert after.daemon_pid != before.daemon_pid
+
+
+async def test_a_last_good_export_survives_the_daemons_death(settings: ExportsSettings) -> None:
+    async with nbdd_running(settings) as nbdd:
+        file = nbdd.conf("disk", await overlay(settings.root / "backups", "vm"))
+        await nbdd.reload()
+        file.write_text("[disk\n")
+        await nbdd.reload()
+        os.kill(nbdd.status().daemon_pid, signal.SIGKILL)
+        status = await nbdd.wait(lambda s: s.daemon_starts == 2 and "disk" in s.exports)
+        assert (status.exports["disk"].state, status.exports["disk"].epoch) == ("serving", 2)
+        assert "no [group]" in status.exports["disk"].error
+
+
+async def test_what_was_not_flushed_is_copied_again_after_a_kill_and_the_image_is_right(
+    settings: ExportsSettings,
+) -> None:
+    """The epoch rule: the writer starts anew at its last flushed point when it sees another epoch."""
+    async with nbdd_running(settings) as nbdd:
+        images = settings.root / "backups"
+        source = images / "source.raw"
+        source.write_bytes(os.urandom(256 * MIB))
+        await img.create_qcow2(images / "target.qcow2", 256 * MIB)
+        nbdd.conf("target", images / "target.qcow2")
+        await nbdd.reload()
+        copy = asyncio.create_task(nbdcopy(source, nbdd.uri("target")))
+        await asyncio.sleep(0.05)
+        os.kill(nbdd.status().daemon_pid, signal.SIGKILL)
+        with pytest.raises(img.QemuImgError):
+            await copy
+        status = await nbdd.wait(lambda s: s.daemon_starts == 2 and s.exports["target"].state == "serving")
+        assert status.exports["target"].epoch == 2
+        await nbdcopy(source, nbdd.uri("target"))
+        (settings.conf_dir / "target.conf").unlink()
+        await nbdd.reload()
+        assert (await img.compare(source, "raw", images / "target.qcow2", "qcow2")).identical
+        assert (await img.check(images / "target.qcow2")).is_sound
+
+
+async def test_a_killed_nbdd_leaves_the_daemon_serving_and_the_next_one_takes_it_up(
+    settings: ExportsSettings,
+) -> None:
+    first = await start(settings)
+    images = settings.root / "backups"
+    kept = first.conf("kept", await overlay(images, "kept"))
+    broken = first.conf("broken", await overlay(images, "broken"))
+    gone = first.conf("gone", await overlay(images, "gone"))
+    before = await first.reload()
+    handle = nbd.NBD()
+    handle.set_export_name("kept")
+    await asyncio.to_thread(handle.connect_unix, str(settings.nbd_socket))
+    await first.stop(signal.SIGKILL)
+    assert await asyncio.to_thread(handle.pread, 1, 0) == b"\1"
+    broken.write_text("[broken\n")
+    gone.unlink()
+    second = await start(settings)
+    try:
+        status = await second.wait(lambda s: "gone" not in s.exports)
+        assert (status.daemon_pid, status.daemon_starts) == (before.daemon_pid, 1)
+        assert {name: (e.state, e.epoch) for name, e in status.exports.items()} == {
+            "kept": ("serving", 1),
+            "broken": ("serving", 1),
+        }
+        assert status.exports["kept"].file == str(kept)
+        assert "no [group]" in status.exports["broken"].error
+        assert await asyncio.to_thread(handle.pread, 1, 0) == b"\1"  # the same connection
+        await asyncio.to_thread(handle.shutdown)
+    finally:
+        assert await second.stop() == 0
+
+
+async def test_both_killed_the_next_nbdd_serves_again_with_a_new_epoch(settings: ExportsSettings) -> None:
+    first = await start(settings)
+    first.conf("disk", await overlay(settings.root / "backups", "vm"))
+    status = await first.reload()
+    await first.stop(signal.SIGKILL)
+    os.kill(status.daemon_pid, signal.SIGKILL)
+    async with nbdd_running(settings) as second:
+        status = await second.wait(lambda s: "disk" in s.exports and s.exports["disk"].state == "serving")
+        assert (status.daemon_starts, status.exports["disk"].epoch) == (2, 2)

@@ -1,0 +1,284 @@
+"""SIGHUP: what is served equals what is configured, and nothing else is disturbed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nbd
+import pytest
+from nbdd_process import RunningNbdd, listed, nbdcopy, nbdd_running, overlay, start
+
+from sendense_exports.config import ExportsSettings
+from sendense_qemu import img
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def settings(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> ExportsSettings:
+    monkeypatch.setenv("SENDENSE_HOME", str(short_tmp))
+    return ExportsSettings()
+
+
+@pytest.fixture
+async def nbdd(settings: ExportsSettings) -> AsyncIterator[RunningNbdd]:
+    async with nbdd_running(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def images(settings: ExportsSettings) -> Path:
+    folder = settings.root / "backups"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+async def test_exports_come_and_go_while_a_copy_to_another_one_runs(nbdd: RunningNbdd, images: Path) -> None:
+    size = 512 * MIB
+    source = images / "source.raw"
+    block = os.urandom(MIB)
+    with source.open("wb") as file:
+        for number in range(size // MIB):
+            file.write(block[number % 97 :] + block[: number % 97])
+    await img.create_qcow2(images / "target.qcow2", size)
+    for number in range(40):
+        await img.create_qcow2(images / f"o{number}.qcow2", MIB)
+    nbdd.conf("target", images / "target.qcow2")
+    before = await nbdd.reload()
+    copy = asyncio.create_task(nbdcopy(source, nbdd.uri("target")))
+    rounds = 0
+    while not copy.done() or rounds < 2:
+        for number in range(40):
+            nbdd.conf(f"other-{number}", images / f"o{number}.qcow2")
+        added = await nbdd.reload()
+        assert sum(export.state == "serving" for export in added.exports.values()) == 41
+        for number in range(40):
+            (nbdd.settings.conf_dir / f"other-{number}.conf").unlink()
+        removed = await nbdd.reload()
+        assert set(removed.exports) == {"target"}
+        rounds += 1
+    await copy
+    after = nbdd.status()
+    assert (after.daemon_pid, after.daemon_starts) == (before.daemon_pid, 1)
+    (nbdd.settings.conf_dir / "target.conf").unlink()
+    await nbdd.reload()
+    assert (await img.compare(source, "raw", images / "target.qcow2", "qcow2")).identical
+
+
+async def test_raw_files_and_qcow2_chains_are_served_side_by_side(nbdd: RunningNbdd, images: Path) -> None:
+    (images / "disk.raw").write_bytes(os.urandom(2 * MIB))
+    incr = await overlay(images, "vm")
+    nbdd.conf("raw", images / "disk.raw", "raw", read_only=True)
+    nbdd.conf("chain", incr)
+    status = await nbdd.reload()
+    assert (status.exports["raw"].size_bytes, status.exports["raw"].format) == (2 * MIB, "raw")
+    assert (status.exports["chain"].size_bytes, status.exports["chain"].read_only) == (4 * MIB, False)
+    assert await listed(nbdd) == {"raw", "chain"}
+    await nbdcopy(nbdd.uri("raw"), images / "copy.raw")
+    assert (images / "copy.raw").read_bytes() == (images / "disk.raw").read_bytes()
+
+    def use() -> None:
+        handle = nbd.NBD()
+        handle.set_export_name("chain")
+        handle.connect_unix(str(nbdd.settings.nbd_socket))
+        assert handle.pread(512, 0) == b"\1" * 512
+        handle.pwrite(b"\2" * 512, 0)
+        with pytest.raises(nbd.Error):
+            handle.trim(65536, 0)
+        handle.flush()
+        assert handle.pread(1024, 0) == b"\2" * 512 + b"\1" * 512
+        handle.shutdown()
+        reader = nbd.NBD()
+        reader.set_export_name("raw")
+        reader.connect_unix(str(nbdd.settings.nbd_socket))
+        assert reader.is_read_only()
+        reader.shutdown()
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_broken_file_disables_its_export_only_and_is_shown_with_its_line(
+    nbdd: RunningNbdd, images: Path
+) -> None:
+    incr = await overlay(images, "vm")
+    nbdd.conf("good", incr)
+    (nbdd.settings.conf_dir / "bad.conf").write_text("[bad]\nreadonly = true\n")
+    (nbdd.settings.conf_dir / "worse.conf").write_text("[worse]\nexportname = /x\n[[\n")
+    status = await nbdd.reload()
+    assert status.exports["good"].state == "serving"
+    bad = status.exports["bad"]
+    assert (bad.state, bad.line, Path(bad.file).name) == ("error", 1, "bad.conf")
+    assert "no exportname" in bad.error
+    assert {(Path(p["file"]).name, p["line"]) for p in status.problems} == {("bad.conf", 1), ("worse.conf", 3)}
+    assert await listed(nbdd) == {"good"}
+
+
+async def test_a_served_export_whose_file_breaks_stays_as_last_good(nbdd: RunningNbdd, images: Path) -> None:
+    incr = await overlay(images, "vm")
+    file = nbdd.conf("disk", incr)
+    await nbdd.reload()
+    good = file.read_text()
+    for broken in ("[disk\n", "[disk]\nexportname = /gone/away.qcow2\nformat = qcow2\n", "[disk]\nformat = qcow2\n"):
+        file.write_text(broken)
+        status = await nbdd.reload()
+        assert status.exports["disk"].state == "serving"
+        assert status.exports["disk"].error
+        assert await listed(nbdd) == {"disk"}
+    file.write_text(good)
+    status = await nbdd.reload()
+    assert (status.exports["disk"].state, status.exports["disk"].error) == ("serving", "")
+
+
+async def test_a_broken_main_file_leaves_everything_as_it_is(nbdd: RunningNbdd, images: Path) -> None:
+    nbdd.conf("disk", await overlay(images, "vm"))
+    before = await nbdd.reload()
+    good = nbdd.settings.conf_file.read_text()
+    nbdd.settings.conf_file.write_text("[generic\n")
+    nbdd.process.send_signal(signal.SIGHUP)
+    status = await nbdd.wait(lambda status: bool(status.config_error))
+    assert "nbd-server.conf:1" in status.config_error
+    assert status.generation == before.generation
+    assert await listed(nbdd) == {"disk"}
+    nbdd.settings.conf_file.write_text(good)
+    assert (await nbdd.reload()).config_error == ""
+
+
+async def test_an_export_in_use_goes_when_its_client_has_left(nbdd: RunningNbdd, images: Path) -> None:
+    file = nbdd.conf("disk", await overlay(images, "vm"))
+    await nbdd.reload()
+    handle = nbd.NBD()
+    handle.set_export_name("disk")
+    await asyncio.to_thread(handle.connect_unix, str(nbdd.settings.nbd_socket))
+    file.unlink()
+    assert (await nbdd.reload()).exports["disk"].state == "draining"
+    await asyncio.to_thread(handle.pwrite, b"\5" * 512, 0)
+    await asyncio.to_thread(handle.shutdown)
+    await nbdd.wait(lambda status: "disk" not in status.exports)
+    assert (await img.check(images / "vm-incr.qcow2")).is_sound  # its lock is gone as well
+
+
+async def test_a_forced_removal_cuts_the_client_off_and_no_other(nbdd: RunningNbdd, images: Path) -> None:
+    file = nbdd.conf("disk", await overlay(images, "vm"))
+    nbdd.conf("other", await overlay(images, "other"))
+    await nbdd.reload()
+    handles = []
+    for name in ("disk", "other"):
+        handle = nbd.NBD()
+        handle.set_export_name(name)
+        await asyncio.to_thread(handle.connect_unix, str(nbdd.settings.nbd_socket))
+        handles.append(handle)
+    file.unlink()
+    (nbdd.settings.force_dir / "disk").touch()
+    assert "disk" not in (await nbdd.reload()).exports
+    assert list(nbdd.settings.force_dir.iterdir()) == []
+    with pytest.raises(nbd.Error):
+        await asyncio.to_thread(handles[0].pread, 512, 0)
+    assert await asyncio.to_thread(handles[1].pread, 1, 0) == b"\1"
+    await asyncio.to_thread(handles[1].shutdown)
+
+
+async def test_a_changed_file_replaces_its_export(nbdd: RunningNbdd, images: Path) -> None:
+    incr = await overlay(images, "vm")
+    nbdd.conf("disk", incr)
+    await nbdd.reload()
+    nbdd.conf("disk", images / "vm-full.qcow2", read_only=True)
+    status = await nbdd.reload()
+    assert status.exports["disk"].path == str(images / "vm-full.qcow2")
+    assert status.exports["disk"].read_only
+
+
+@pytest.mark.parametrize(
+    ("path", "fmt", "problem"),
+    [
+        ("/etc/passwd", "raw", "outside"),
+        ("{images}/../outside.raw", "raw", "'..'"),
+        ("{images}/link.raw", "raw", "outside"),
+        ("{images}/gone.qcow2", "qcow2", "No such file"),
+        ("{images}", "raw", "neither a file nor a block device"),
+        ("{images}/noise.qcow2", "qcow2", "no qcow2 image"),
+        ("{images}/escaping.qcow2", "qcow2", "outside"),
+        ("{images}/empty.raw", "raw", "empty"),
+        ("/dev/null", "raw", "neither a file nor a block device"),
+        ("/dev/loop0", "raw", "not on the list"),
+    ],
+)
+async def test_what_may_not_be_served_is_refused_by_name_and_others_live(
+    nbdd: RunningNbdd, images: Path, path: str, fmt: str, problem: str
+) -> None:
+    if path.startswith("/dev/loop") and not Path(path).exists():  # noqa: ASYNC240
+        pytest.skip("loop devices are missing: no /dev/loop0")
+    outside = images.parent / "outside.raw"
+    outside.write_bytes(bytes(MIB))
+    (images / "link.raw").symlink_to(outside)
+    (images / "noise.qcow2").write_bytes(os.urandom(MIB))
+    (images / "empty.raw").touch()
+    await img.create_qcow2(images.parent / "secret.qcow2", MIB)
+    await img.create_qcow2(images / "escaping.qcow2", MIB, backing_name="../secret.qcow2")
+    nbdd.conf("good", await overlay(images, "vm"))
+    nbdd.conf("hostile", path.format(images=images), fmt)
+    status = await nbdd.reload()
+    assert status.exports["hostile"].state == "error"
+    assert problem in status.exports["hostile"].error
+    assert status.exports["good"].state == "serving"
+    assert await listed(nbdd) == {"good"}
+
+
+async def test_a_second_writer_of_an_image_is_refused_naming_the_first(nbdd: RunningNbdd, images: Path) -> None:
+    incr = await overlay(images, "vm")
+    nbdd.conf("first", incr)
+    await nbdd.reload()
+    nbdd.conf("second", incr)
+    nbdd.conf("reader", incr, read_only=True)
+    status = await nbdd.reload()
+    for name in ("second", "reader"):
+        assert status.exports[name].state == "error"
+        assert "written through the export first" in status.exports[name].error
+    (nbdd.settings.conf_dir / "first.conf").unlink()
+    (nbdd.settings.conf_dir / "reader.conf").unlink()
+    status = await nbdd.reload()
+    assert status.exports["second"].state == "serving"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a loop device needs root")
+async def test_a_block_device_on_the_list_is_served_beside_files(settings: ExportsSettings, images: Path) -> None:
+    backing = images / "device.raw"
+    backing.write_bytes(os.urandom(2 * MIB))
+    made = subprocess.run(  # noqa: ASYNC221
+        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
+    )
+    loop = made.stdout.strip()
+    try:
+        async with nbdd_running(settings, SENDENSE_EXPORTS_DEVICE_PATTERN="/dev/loop[0-9]+") as nbdd:
+            nbdd.conf("migration-vm-1-disk0", loop, "raw")
+            nbdd.conf("backup", await overlay(images, "vm"))
+            status = await nbdd.reload()
+            assert status.exports["migration-vm-1-disk0"].size_bytes == 2 * MIB
+            source = images / "source.raw"
+            source.write_bytes(os.urandom(2 * MIB))
+            await nbdcopy(source, nbdd.uri("migration-vm-1-disk0"))
+            await nbdcopy(nbdd.uri("migration-vm-1-disk0"), images / "back.raw")
+            assert (images / "back.raw").read_bytes() == source.read_bytes()
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)  # noqa: ASYNC221
+
+
+async def test_only_one_nbdd_serves_a_configuration(nbdd: RunningNbdd) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "sendense_exports.nbdd")
+    assert await asyncio.wait_for(process.wait(), 20) == 1
+    assert nbdd.process.returncode is None
+    assert nbdd.status().pid == nbdd.process.pid
+    assert await listed(nbdd) == set()
+
+
+async def test_an_nbdd_that_stops_removes_its_sockets_and_ends_the_daemon(settings: ExportsSettings) -> None:
+    nbdd = await start(settings)
+    daemon = nbdd.status().daemon_pid
+    assert await nbdd.stop() == 0
+    assert not Path(f"/proc/{daemon}").exists()  # noqa: ASYNC240
+    assert list(settings.run_dir.iterdir()) == []
