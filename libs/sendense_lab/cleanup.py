@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from sendense_lab.errors import ProgramError
 from sendense_lab.programs import run
 
 log = structlog.get_logger(__name__)
@@ -29,15 +30,23 @@ def clean(root: Path) -> None:
         if mount.parent.name != "mnt":
             continue  # the FUSE exports come last
         log.info("unmounting a leftover", mount=str(mount))
-        run("umount", str(mount))
+        _force(mount)
     for device in _loops_below(root):
         log.info("detaching a leftover", device=device)
         run("losetup", "--detach", device)
     for pid_file in operations.glob("*/*/qsd.pid"):
         _end(pid_file, operations)
     for mount in reversed(_mounts_below(root)):
-        run("umount", "--lazy", str(mount))
+        _force(mount)
     shutil.rmtree(operations, ignore_errors=True)
+
+
+def _force(mount: Path) -> None:
+    """Unmounts in order if possible, else hides it: its daemon may be dead already."""
+    try:
+        run("umount", str(mount))
+    except ProgramError:
+        run("umount", "--lazy", str(mount))
 
 
 def _mounts_below(root: Path) -> list[Path]:

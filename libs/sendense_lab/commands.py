@@ -19,6 +19,9 @@ from sendense_lab.config import LabSettings
 from sendense_lab.errors import LabError
 
 JSON = typer.Option(False, "--json", help="Print JSON for programs.")
+FILE = typer.Option(None, help="Local file with the bytes.")
+OUTPUT = typer.Option(None, help="Local file; standard output if not given.")
+DISKS = typer.Option(..., help="Size and file system, as 2G:ext4; repeat for more disks.")
 Shown = dict[str, Any]
 
 vm_app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
@@ -108,7 +111,7 @@ def vm_list(json_: bool = JSON) -> None:
 @vm_app.command("create")
 def vm_create(
     name: str,
-    disk: list[str] = typer.Option(..., help="Size and file system, as 2G:ext4; repeat for more disks."),
+    disk: list[str] = DISKS,
     seed: int = typer.Option(1, help="Seed of all content."),
     small_files: int = typer.Option(3000, help="Files of 1 to 64 KiB, over all disks."),
     folder: str = typer.Option("", help="Folder; the same name may be in several."),
@@ -156,7 +159,7 @@ def guest_write(
     name: str,
     disk: int = typer.Option(0),
     offset: int = typer.Option(..., help="First byte."),
-    file: Path | None = typer.Option(None, help="Local file with the bytes."),
+    file: Path | None = FILE,
     seed: int = typer.Option(0, help="Seed of the bytes, with --length."),
     length: int = typer.Option(0, help="How many bytes."),
     json_: bool = JSON,
@@ -193,7 +196,7 @@ def guest_rm(name: str, path: str, json_: bool = JSON) -> None:
 def guest_cat(
     name: str,
     path: str,
-    output: Path | None = typer.Option(None, help="Local file; standard output if not given."),
+    output: Path | None = OUTPUT,
     json_: bool = JSON,
 ) -> None:
     """Reads a file of the guest."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from sendense_lab.errors import LabError
 
 KIB, MIB = 1024, 1024 * 1024
 FILL = 0.57
@@ -51,7 +54,7 @@ def write_file(path: Path, size: int, stream: ByteStream) -> None:
         os.close(descriptor)
 
 
-def populate(root: Path, capacity: int, small_files: int, seed: int, disk: int) -> int:
+def populate(root: Path, capacity: int, small_files: int, seed: int, disk: int, stopping: threading.Event) -> int:
     """Fills a mounted, empty file system.
 
     Args:
@@ -60,9 +63,13 @@ def populate(root: Path, capacity: int, small_files: int, seed: int, disk: int) 
         small_files: How many files of 1 to 64 KiB; fewer on a disk too small for them.
         seed: The VM's seed.
         disk: Index of the disk.
+        stopping: When set, the work is given up.
 
     Returns:
         Bytes in the files written.
+
+    Raises:
+        LabError: `stopping` was set.
     """
     rng = random.Random(f"{seed}/{disk}")
     stream = ByteStream("content", seed, disk)
@@ -82,6 +89,8 @@ def populate(root: Path, capacity: int, small_files: int, seed: int, disk: int) 
     library.mkdir(parents=True, exist_ok=True)
     number = 0
     while budget - written > smallest:
+        if stopping.is_set():
+            raise LabError("The lab is stopping", reason="STOPPING")
         size = min(rng.randint(smallest, largest), budget - written)
         shelf = library / f"shelf{number % 7}"
         shelf.mkdir(exist_ok=True)

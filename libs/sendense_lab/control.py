@@ -202,7 +202,10 @@ class Control:
         if name and live is None and kept is None:
             raise NotFoundError(f"{record.name} has no snapshot {name!r}")
         if name and live is None and kept is not None:
-            changed = tracking.changes_since(disk, arguments["since"], kept.disks[disk.key].change_id)
+            until = kept.disks[disk.key].change_id
+            if until is None:
+                raise tracking.TrackingResetError(f"{disk.label}: the snapshot had no change id")
+            changed = tracking.changes_since(disk, arguments["since"], until)
         else:
             changed = self._lab.changed_areas(machine, disk, live, arguments["since"])
         return {
@@ -224,7 +227,7 @@ class Control:
 
     def fault_page_areas(self, arguments: Arguments) -> Any:
         """Sets the page size of QueryChangedDiskAreas."""
-        self._lab.set_page_areas(arguments.get("areas"))
+        self._lab.set_faults(self._lab.record.faults.model_copy(update={"page_areas": arguments.get("areas")}))
         return {"page_areas": self._lab.page_areas}
 
     def fault_lose_sessions(self, _: Arguments) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import uuid
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def directory_name(name: str, taken: set[str]) -> str:
 
 
 def plan_disks(base: str, wanted: list[tuple[int, Filesystem]]) -> tuple[DiskRecord, ...]:
-    """Returns the records of a new VM's disks; the first is mounted at /, the next at /data, /data2 …"""
+    """Returns the records of a new VM's disks; the first is mounted at /, the next at /data, /data2 and so on."""
     disks = []
     for index, (capacity, filesystem) in enumerate(wanted):
         name = base if index == 0 else f"{base}_{index}"
@@ -78,7 +79,7 @@ def plan_disks(base: str, wanted: list[tuple[int, Filesystem]]) -> tuple[DiskRec
     return tuple(disks)
 
 
-def write_disks(record: VmRecord, directory: Path, run_dir: Path, small_files: int) -> int:
+def write_disks(record: VmRecord, directory: Path, run_dir: Path, small_files: int, stopping: threading.Event) -> int:
     """Creates the disks' files and fills them.
 
     Args:
@@ -86,6 +87,7 @@ def write_disks(record: VmRecord, directory: Path, run_dir: Path, small_files: i
         directory: Its folder in the datastore, which exists.
         run_dir: An empty folder for mount points.
         small_files: Files of 1 to 64 KiB over all disks.
+        stopping: When set, the work is given up.
 
     Returns:
         Bytes of file content written.
@@ -110,7 +112,7 @@ def write_disks(record: VmRecord, directory: Path, run_dir: Path, small_files: i
                 mounts = [(other.filesystem_uuid, other.mountpoint, other.filesystem) for other in record.disks]
                 content.write_root(root, record.name, record.seed, mounts)
             share = small_files * disk.capacity // total
-            written += content.populate(root, disk.capacity, share, record.seed, index)
+            written += content.populate(root, disk.capacity, share, record.seed, index, stopping)
         log.info("disk written", vm=record.name, disk=index, filesystem=disk.filesystem)
     return written
 

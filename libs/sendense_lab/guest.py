@@ -135,7 +135,7 @@ class GuestPaths:
                 links += 1
                 if links > MAX_LINKS:
                     raise InvalidRequestError(f"{path}: too many links")
-                aim = PurePosixPath(os.readlink(host))
+                aim = PurePosixPath(host.readlink())
                 here = PurePosixPath("/") if aim.is_absolute() else here
                 todo = [*(aim.parts[1:] if aim.is_absolute() else aim.parts), *todo]
                 continue

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,10 +23,11 @@ import structlog
 from pyVmomi import VmomiSupport, vmodl
 
 from sendense_lab import folder, soap
+from sendense_lab.call import Call
 from sendense_lab.folder import FolderError
 from sendense_lab.inventory import API_VERSION
 from sendense_lab.lab import Lab
-from sendense_lab.methods import Call, Methods
+from sendense_lab.methods import Methods
 from sendense_lab.sessions import COOKIE, Sessions
 
 log = structlog.get_logger(__name__)
@@ -76,7 +78,7 @@ class VcenterServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
         """Logs; a client that hangs up in the middle is nothing special."""
-        log.debug("connection ended", client=str(client_address), exc_info=True)
+        log.debug("connection ended", client=str(client_address), error=repr(sys.exception()))
 
     def close_connections(self) -> None:
         """Cuts every connection, which ends their threads."""
@@ -96,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "sendense-lab"
     sys_version = ""
     server: VcenterServer
+    raw_requestline: bytes
     fields: dict[str, str]
     """Headers of the request, names in lower case."""
 

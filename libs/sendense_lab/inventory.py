@@ -48,7 +48,7 @@ class Inventory:
 
     def exists(self, ref: Any) -> bool:
         """Whether a reference names an object that is there now."""
-        return bool(self._readers(ref))
+        return self._readers(ref) is not None
 
     def get(self, ref: Any, name: str) -> Any:
         """Returns a property of an object by its first-level name; None when it is not set.
@@ -57,7 +57,7 @@ class Inventory:
             vmodl.fault.ManagedObjectNotFound: The object is gone.
         """
         readers = self._readers(ref)
-        if not readers:
+        if readers is None:
             raise vmodl.fault.ManagedObjectNotFound(
                 obj=ref,
                 msg=f"The object {ref._GetMoId()} has already been deleted",  # noqa: SLF001
@@ -67,12 +67,11 @@ class Inventory:
 
     def known_properties(self, ref: Any) -> list[str]:
         """Returns the names of the first-level properties that the lab can tell of an object."""
-        return list(self._readers(ref))
+        return list(self._readers(ref) or ())
 
     def folder_ids(self) -> dict[str, str]:
         """Returns the folders below the VM folder: name to managed object id."""
-        names = sorted({machine.record.folder for machine in self._lab.machines.values()} - {""})
-        return {name: f"group-v{1000 + position}" for position, name in enumerate(names)}
+        return self._lab.record.folders
 
     def vms(self) -> list[Any]:
         """Returns references to all VMs."""
@@ -87,21 +86,21 @@ class Inventory:
                 if not isinstance(child, vim.VirtualMachine | vim.Datastore | vim.HostSystem):
                     yield from self.descendants(child)
 
-    def _readers(self, ref: Any) -> dict[str, Reader]:
+    def _readers(self, ref: Any) -> dict[str, Reader] | None:
         moref = ref._GetMoId()  # noqa: SLF001 - pyVmomi offers no other name for it
         if isinstance(ref, vim.VirtualMachine):
             machine = self._lab.machines.get(moref)
             if machine is None:
-                return {}
+                return None
             parent = self.folder_ids().get(machine.record.folder, VM_FOLDER)
             return vmview.vm_properties(machine, self._lab, vim.Folder(parent), HOST, DATASTORE_ID, RESOURCE_POOL)
         if isinstance(ref, vim.vm.Snapshot):
             found = self._lab.find_snapshot(moref)
-            return vmview.snapshot_properties(*found) if found else {}
+            return vmview.snapshot_properties(*found) if found else None
         if isinstance(ref, vim.Task):
             task = self._lab.tasks.get(moref)
-            return {"info": lambda: task_info(task)} if task else {}
-        return self._fixed().get(moref, {})
+            return {"info": lambda: task_info(task)} if task else None
+        return self._fixed().get(moref)
 
     def _fixed(self) -> dict[str, dict[str, Reader]]:
         """Returns the readers of the objects that every lab has."""

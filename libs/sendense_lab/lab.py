@@ -10,12 +10,12 @@ from pathlib import Path
 
 import structlog
 
-from sendense_lab import cleanup, creation, snapshots, tracking
+from sendense_lab import cleanup, creation, layers, snapshots, tracking
 from sendense_lab.areas import Area
 from sendense_lab.config import LabSettings
 from sendense_lab.errors import AmbiguousNameError, InvalidRequestError, NotFoundError
 from sendense_lab.machine import Machine
-from sendense_lab.records import DiskRecord, Filesystem, SnapshotRecord, VmRecord
+from sendense_lab.records import DiskRecord, Faults, Filesystem, SnapshotRecord, VmRecord
 from sendense_lab.store import LabStore
 from sendense_lab.tasks import TaskRunner
 
@@ -39,6 +39,8 @@ class Lab:
         cleanup.clean(settings.root)
         self.store.run.mkdir()
         self._lock = threading.Lock()
+        self._creating: set[tuple[str, str]] = set()
+        self._stopping = threading.Event()
         self.record = self.store.load_lab()
         self.store.save_lab(self.record)
         self.machines = {record.moref: Machine(record, self.store, self.notify) for record in self.store.load_vms()}
@@ -50,6 +52,7 @@ class Lab:
 
     def close(self) -> None:
         """Ends in order: waits for tasks and guest operations under way."""
+        self._stopping.set()
         self.tasks.close()
         for machine in list(self.machines.values()):
             with machine.lock:
@@ -87,14 +90,18 @@ class Lab:
     @property
     def page_areas(self) -> int:
         """Most areas in one answer of QueryChangedDiskAreas."""
-        return self.record.page_areas or self.settings.page_areas
+        return self.record.faults.page_areas or self.settings.page_areas
 
-    def set_page_areas(self, areas: int | None) -> None:
-        """Changes the page size, None going back to the setting."""
-        if areas is not None and areas < 1:
+    def set_faults(self, faults: Faults) -> None:
+        """Changes how the lab misbehaves.
+
+        Raises:
+            InvalidRequestError: A value makes no sense.
+        """
+        if faults.page_areas is not None and faults.page_areas < 1:
             raise InvalidRequestError("A page has at least one area")
         with self._lock:
-            self._save(page_areas=areas)
+            self._save(faults=faults)
 
     def find(self, name: str) -> Machine:
         """Returns a VM by its managed object id or its name.
@@ -138,38 +145,52 @@ class Lab:
         if not disks or not name or "/" in name:
             raise InvalidRequestError("A VM has a name without `/` and at least one disk")
         moref = f"vm-{self.next_id()}"
+        directory = self._reserve(name, folder)
+        try:
+            record = VmRecord(
+                moref=moref,
+                name=name,
+                folder=folder,
+                directory=directory,
+                uuid=str(uuid.uuid4()),
+                instance_uuid=str(uuid.uuid4()),
+                seed=seed,
+                disks=creation.plan_disks(directory, disks),
+            )
+            machine = Machine(record, self.store, self.notify)
+            self._write_disks(machine, small_files)
+            machine.save(record)
+            self.machines[moref] = machine
+        finally:
+            self._creating.discard((name, folder))
+        self.notify()
+        return machine
+
+    def _reserve(self, name: str, folder: str) -> str:
+        """Takes a name in a folder and makes a directory in the datastore for it; returns the directory's name."""
         with self._lock:
-            for machine in self.machines.values():
-                if (machine.record.name, machine.record.folder) == (name, folder):
-                    raise InvalidRequestError(
-                        f"There is a VM {name!r} in folder {folder or 'vm'!r} already",
-                        help="Give another name, or another folder with --folder.",
-                    )
+            taken = {(machine.record.name, machine.record.folder) for machine in self.machines.values()}
+            if (name, folder) in taken | self._creating:
+                raise InvalidRequestError(
+                    f"There is a VM {name!r} in folder {folder or 'vm'!r} already",
+                    help="Give another name, or another folder with --folder.",
+                )
             directory = creation.directory_name(name, {path.name for path in self.store.datastore.iterdir()})
             (self.store.datastore / directory).mkdir()
-        record = VmRecord(
-            moref=moref,
-            name=name,
-            folder=folder,
-            directory=directory,
-            uuid=str(uuid.uuid4()),
-            instance_uuid=str(uuid.uuid4()),
-            seed=seed,
-            disks=creation.plan_disks(directory, disks),
-        )
-        machine = Machine(record, self.store, self.notify)
-        run_dir = Path(tempfile.mkdtemp(prefix=f"{moref}-", dir=self.store.run))
+            self._creating.add((name, folder))
+            if folder and folder not in self.record.folders:
+                self._save(folders={**self.record.folders, folder: f"group-v{1001 + len(self.record.folders)}"})
+            return directory
+
+    def _write_disks(self, machine: Machine, small_files: int) -> None:
+        run_dir = Path(tempfile.mkdtemp(prefix=f"{machine.record.moref}-", dir=self.store.run))
         try:
-            creation.write_disks(record, machine.directory, run_dir, small_files)
+            creation.write_disks(machine.record, machine.directory, run_dir, small_files, self._stopping)
         except BaseException:
             shutil.rmtree(machine.directory)
             raise
         finally:
             shutil.rmtree(run_dir)
-        machine.save(record)
-        self.machines[moref] = machine
-        self.notify()
-        return machine
 
     def delete_vm(self, name: str) -> VmRecord:
         """Removes a VM, its snapshots and whatever was kept of it."""
@@ -241,12 +262,13 @@ class Lab:
             record = machine.record
             disk = record.disks[index]
             if snapshot is None:
-                machine.export_layer(disk, disk.top, output)
+                layers.export_raw(machine.directory, disk.top, output)
                 return
             for found in reversed(record.snapshots):
                 if snapshot in (found.moref, found.name) and disk.key in found.disks:
                     frozen = found.disks[disk.key].layer
-                    machine.export_layer(disk, next(la for la in disk.chain if la.file == frozen), output)
+                    layer = next(layer for layer in disk.chain if layer.file == frozen)
+                    layers.export_raw(machine.directory, layer, output)
                     return
             for kept in reversed(record.kept):
                 if snapshot in (kept.moref, kept.name):

@@ -16,7 +16,7 @@ from sendense_lab.areas import GRANULARITY, Area, merge
 from sendense_lab.programs import run
 from sendense_lab.records import Layer
 
-COPY_CHUNK = 64 * 1024 * 1024
+COPY_CHUNK = 1024 * 1024
 
 
 def create_delta(directory: Path, file: str, backing: Layer, capacity: int) -> None:
@@ -106,14 +106,16 @@ def copy_areas(source: Path, target: Path, areas: Iterable[Area]) -> None:
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    buffer = memoryview(bytearray(min(COPY_CHUNK, end - start)))
     position = start
     while position < end:
-        data = os.pread(source, min(COPY_CHUNK, end - position), position)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(target, view, position)
-            view = view[written:]
-            position += written
+        got = os.preadv(source, [buffer[: min(len(buffer), end - position)]], position)
+        if got == 0:  # the source is shorter than the disk: the rest is zeros
+            return
+        written = 0
+        while written < got:
+            written += os.pwrite(target, buffer[written:got], position + written)
+        position += got
 
 
 def blockdev(directory: Path, chain: Sequence[Layer], overlay: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import structlog
 
 from sendense_lab import layers, tracking, volumes
 from sendense_lab.areas import Area, merge, round_out, subtract
-from sendense_lab.errors import NotFoundError
+from sendense_lab.errors import InvalidRequestError, NotFoundError
 from sendense_lab.records import DiskRecord, KeptDisk, KeptSnapshot, Layer, VmRecord
 from sendense_lab.store import LabStore
 
@@ -114,6 +114,8 @@ class Machine:
         into the disks' tops; when it raises, the disks stay as they were. With `read_only` nothing is kept.
         """
         with self.lock:
+            if not read_only and self.record.power_state != "poweredOn":
+                raise InvalidRequestError(f"{self.record.name} is powered off: its guest does nothing")
             run_dir = Path(tempfile.mkdtemp(prefix=f"{self.record.moref}-", dir=self.store.run))
             try:
                 with contextlib.ExitStack() as stack:
@@ -175,10 +177,6 @@ class Machine:
     def allocated_areas(self, disk: DiskRecord, layer: Layer) -> tuple[Area, ...]:
         """Returns the areas that hold data at this layer, in whole tracking blocks."""
         return round_out(layers.data_areas(self.directory, layer), disk.capacity)
-
-    def export_layer(self, disk: DiskRecord, layer: Layer, output: Path) -> None:
-        """Writes a disk's content at one layer to a sparse raw file."""
-        layers.export_raw(self.directory, layer, output)
 
     def export_kept(self, key: int, moref: str, output: Path) -> None:
         """Writes the content of a removed snapshot's disk to a sparse raw file.

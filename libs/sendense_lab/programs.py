@@ -10,7 +10,7 @@ DEADLINE_SECONDS = 600
 
 
 def run(*argv: str, stdin: str | None = None, timeout: float = DEADLINE_SECONDS) -> str:
-    """Runs a program to its end.
+    """Runs a program to its end; Ctrl-C does not reach it, for unmounting must not be cut short.
 
     Args:
         argv: Program and arguments.
@@ -24,7 +24,9 @@ def run(*argv: str, stdin: str | None = None, timeout: float = DEADLINE_SECONDS)
         ProgramError: It failed, ran out of time, or is not installed.
     """
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            argv, input=stdin, start_new_session=True, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except FileNotFoundError as err:
         raise ProgramError(list(argv), 127, "the program is not installed; run `make setup`") from err
     except subprocess.TimeoutExpired as err:

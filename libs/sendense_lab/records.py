@@ -163,10 +163,19 @@ class VmRecord(Record):
         return False
 
 
+class Faults(Record):
+    """Misbehaviour that was asked for; each field's default is good behaviour."""
+
+    page_areas: int | None = None
+    """Most areas in one answer of QueryChangedDiskAreas; None takes the setting."""
+
+
 class LabRecord(Record):
     """What belongs to the whole lab."""
 
     instance_uuid: str
     port: int = 0
     next_id: int = 1000
-    page_areas: int | None = None
+    folders: dict[str, str] = {}
+    """Folders below the datacenter's VM folder: name to managed object id."""
+    faults: Faults = Faults()

@@ -59,6 +59,7 @@ async def _serve_lab(lab: Lab, settings: LabSettings, stop: asyncio.Event) -> No
     runner = web.AppRunner(Control(lab, sessions, account).application())
     try:
         await runner.setup()
+        (root / SOCKET).unlink(missing_ok=True)
         await _open_socket(runner, root / SOCKET)
         log.info("the lab is ready", url=f"https://{account.host}:{account.port}/sdk", home=str(settings.home))
         await stop.wait()
@@ -96,7 +97,6 @@ def _listen(
 
 async def _open_socket(runner: web.AppRunner, path: Path) -> None:
     """Opens the control socket; its mode is the authentication, so it is private from the first moment."""
-    path.unlink(missing_ok=True)
     before = os.umask(0o177)
     try:
         await web.UnixSite(runner, str(path)).start()

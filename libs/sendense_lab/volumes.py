@@ -24,6 +24,7 @@ PARTITION_START = 1024 * 1024
 PARTITION_TAIL = 1024 * 1024
 """Bytes kept after it, for the backup partition table."""
 READY_SECONDS = 20.0
+BUSY_SECONDS = 5.0
 POLL_SECONDS = 0.002
 MOUNT_OPTIONS: dict[Filesystem, str] = {"ext4": "noatime,barrier=0,noinit_itable", "xfs": "noatime,nouuid"}
 
@@ -58,13 +59,20 @@ def exported(directory: Path, chain: Sequence[Layer], overlay: str, run_dir: Pat
         _wait_until_ready(daemon, pid_file, log)
         yield target
     finally:
-        daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(READY_SECONDS)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
+        status = _end(daemon)
+        messages = log.read_text(errors="replace")
         _remove_export_files(run_dir)
+    if status != 0:  # it may not have written out everything: the operation must not count
+        raise ProgramError(["qemu-storage-daemon"], status, messages)
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> int:
+    daemon.send_signal(signal.SIGTERM)
+    try:
+        return daemon.wait(READY_SECONDS)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        return daemon.wait()
 
 
 def _wait_until_ready(daemon: subprocess.Popen[bytes], pid_file: Path, log: Path) -> None:
@@ -124,7 +132,21 @@ def mounted(device: str, filesystem: Filesystem, at: Path, *, read_only: bool = 
     try:
         yield at
     finally:
-        run("umount", str(at))
+        _unmount(at)
+
+
+def _unmount(at: Path) -> None:
+    """Unmounts; somebody who looks into every new mount (a desktop, a monitor) may hold it for a moment."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            run("umount", str(at))
+        except ProgramError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def remount_writable(at: Path) -> None:
