@@ -210,3 +210,28 @@ class Superseded(SendenseError):
             reason="STALE_ATTEMPT",
             metadata={"backup_id": backup_id, "attempt": str(attempt)},
         )
+
+
+class LostSnapshot(SendenseError):
+    """The job's own rows know of no snapshot any more."""
+
+    def __init__(self, backup_id: str) -> None:
+        super().__init__(
+            f"backup {backup_id} holds no snapshot any more",
+            kind=Kind.INTERNAL,
+            reason="SNAPSHOT_LOST",
+            help="Start the backup again.",
+        )
+
+
+class CaptureEndedEarly(SendenseError):
+    """The agent's stream ended without saying that the copy is complete."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the capture ended without saying that it is complete",
+            kind=Kind.ABORTED,
+            reason="CAPTURE_FAILED",
+            help="Look at the agent's log.",
+            retryable=True,
+        )

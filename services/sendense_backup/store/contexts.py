@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from sqlalchemy import and_, func, or_, select
 
@@ -31,10 +32,10 @@ class Contexts:
         async with self._database.read() as connection:
             return [to_context(row) for row in await connection.execute(query)]
 
-    async def latest_backups(self, refs: Iterable[VmRef]) -> dict[VmRef, tuple[str, object]]:
+    async def latest_backups(self, refs: Iterable[VmRef]) -> dict[VmRef, tuple[str, datetime]]:
         """Returns for each of these VMs that has one its newest completed backup, and when that was made."""
         wanted = [and_(contexts.c.vcenter_uuid == ref.vcenter_uuid, contexts.c.vm_uuid == ref.vm_uuid) for ref in refs]
-        latest: dict[VmRef, tuple[str, object]] = {}
+        latest: dict[VmRef, tuple[str, datetime]] = {}
         # SQLite bounds the depth of an expression: ask in slices.
         for start in range(0, len(wanted), 200):
             newest = (

@@ -92,8 +92,8 @@ class Leases:
         async with self._database.read() as connection:
             return [_lease(row) for row in await connection.execute(query.order_by(leases.c.lease_id.desc()))]
 
-    async def left_behind(self) -> list[str]:
-        """Returns the jobs that have ended and still hold something, oldest first."""
+    async def left_behind(self, vm_context_id: str = "") -> list[str]:
+        """Returns the jobs (of one VM) that have ended and still hold something, oldest first."""
         query = (
             select(jobs.c.id)
             .join(leases, leases.c.backup_id == jobs.c.id)
@@ -101,6 +101,8 @@ class Leases:
             .group_by(jobs.c.id, jobs.c.created_at)
             .order_by(jobs.c.created_at)
         )
+        if vm_context_id:
+            query = query.where(jobs.c.vm_context_id == vm_context_id)
         async with self._database.read() as connection:
             return [str(each) for each in await connection.scalars(query)]
 

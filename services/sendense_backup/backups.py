@@ -1,0 +1,191 @@
+"""What people do with backups: start, watch, cancel, delete, and see a VM's chains."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sendense_backup.clients.agents import Agents
+from sendense_backup.clients.repository import RepositoryClient
+from sendense_backup.errors import (
+    AmbiguousVmName,
+    BackupMustEnd,
+    ExactlyOneVm,
+    NoFullBackup,
+    RepositoryDisabled,
+    VmNotFound,
+    VmOnSeveralAgents,
+)
+from sendense_backup.model import COMPLETED, INCREMENTAL, Chain, Holder, Job, KnownVm, VmContext
+from sendense_backup.store import Catalogue
+from sendense_backup.store.admission import NewJob
+from sendense_backup.workflows.engine import Engine
+
+WATCH_SECONDS = 0.5
+"""A watched job is looked at this often, so changes are told at most twice a second."""
+HEARTBEAT_SECONDS = 15.0
+"""A watched job that does not change is told again after this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """What somebody asks for when starting a backup."""
+
+    vm_name: str
+    vm_uuid: str
+    backup_type: str
+    repository: str
+    request_id: str
+    quiesce: bool
+
+
+class Backups:
+    """The use cases.
+
+    Args:
+        catalogue: The tables.
+        agents: The connected agents.
+        repository: The repository service.
+        engine: Runs the workflows.
+        default_repository: Taken when a start names none.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        agents: Agents,
+        repository: RepositoryClient,
+        engine: Engine,
+        default_repository: str,
+    ) -> None:
+        self.catalogue = catalogue
+        self._agents = agents
+        self._repository = repository
+        self._engine = engine
+        self._default_repository = default_repository
+
+    async def start(self, order: StartOrder) -> Job:
+        """Queues a backup and returns it as `pending`; the same request again returns the same backup.
+
+        Raises:
+            ExactlyOneVm: Both or none of name and uuid.
+            NoAgent: No agent is connected.
+            VmNotFound: No connected agent knows the VM.
+            AmbiguousVmName: Several VMs have the name.
+            RemoteError: REPOSITORY_NOT_FOUND.
+            NoFullBackup: An increment with nothing to build on.
+            BackupRunning: The VM has a job that has not ended.
+        """
+        if bool(order.vm_name) == bool(order.vm_uuid):
+            raise ExactlyOneVm
+        known = await self.catalogue.admission.known_request(order.request_id)
+        if known is not None:
+            return known
+        found = await self._find(order)
+        repository = await self._repository.repository(order.repository or self._default_repository)
+        if not repository.enabled:
+            raise RepositoryDisabled(repository.name)
+        vm = found.vm
+        if order.backup_type == INCREMENTAL:
+            latest = await self._repository.latest_point(repository.repository_id, vm.ref.vm_uuid)
+            if latest is None:
+                raise NoFullBackup(vm.name, repository.name)
+        job, new = await self.catalogue.admission.admit(
+            NewJob(
+                vm_name=vm.name,
+                ref=vm.ref,
+                agent_id=found.agent_id,
+                requested_type=order.backup_type,
+                repository=repository,
+                quiesce=order.quiesce,
+                request_id=order.request_id,
+            )
+        )
+        if new:
+            await self._engine.enqueue(job.backup_id)
+        return job
+
+    async def _find(self, order: StartOrder) -> KnownVm:
+        vms = await self._agents.find_vms(order.vm_name)
+        if order.vm_uuid:
+            vms = [each for each in vms if each.vm.ref.vm_uuid.lower() == order.vm_uuid.lower()]
+        if not vms:
+            raise VmNotFound(
+                order.vm_name or order.vm_uuid,
+                help_text="List the VMs that the connected agents know: sendense-ctl vm list",
+            )
+        if len(vms) > 1:
+            if order.vm_uuid:
+                raise VmOnSeveralAgents(order.vm_uuid, vms)
+            raise AmbiguousVmName(order.vm_name, [(each.vm.ref.vm_uuid, each.vm.inventory_path) for each in vms])
+        return vms[0]
+
+    async def watch(self, backup_id: str) -> AsyncIterator[Job]:
+        """Yields the job whenever it changed, at most twice a second, and every 15 seconds; the last one has ended."""
+        job = await self.catalogue.jobs.get(backup_id)
+        told_at = time.monotonic()
+        yield job
+        while not job.final:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = await self.catalogue.running.read(job.backup_id)
+            if now != job or time.monotonic() - told_at >= HEARTBEAT_SECONDS:
+                job, told_at = now, time.monotonic()
+                yield job
+
+    async def cancel(self, backup_id: str) -> Job:
+        """Asks a job to stop; it is undone by its workflow. No error when it has ended."""
+        job = await self.catalogue.jobs.get(backup_id)
+        if await self.catalogue.jobs.request_cancel(job.backup_id):
+            await self.catalogue.log.write(job.backup_id, "info", "cancel", "somebody asked to cancel the backup")
+        return await self.catalogue.jobs.get(job.backup_id)
+
+    async def delete(self, backup_id: str, *, cascade: bool, dry_run: bool) -> tuple[list[str], int]:
+        """Deletes a restore point, or the record of a job that made none: storage first, then the rows are hidden.
+
+        Returns:
+            The backups that went (or would go), newest first, and the bytes that come back.
+
+        Raises:
+            BackupMustEnd: It is still running.
+            RemoteError: HAS_DEPENDANTS, POINT_LEASED.
+        """
+        job = await self.catalogue.jobs.get(backup_id)
+        if not job.final:
+            raise BackupMustEnd(job.backup_id)
+        gone, freed = [job.backup_id], 0
+        if job.status == COMPLETED and await self._repository.point(job.backup_id) is not None:
+            attempt = job.attempt if dry_run else await self.catalogue.running.fence_ended(job.backup_id)
+            gone, freed = await self._repository.delete_point(
+                job.backup_id, Holder(job.backup_id, attempt), cascade=cascade, dry_run=dry_run
+            )
+        if not dry_run:
+            await self.catalogue.jobs.mark_deleted([*gone, job.backup_id])
+        return gone, freed
+
+    async def chain(self, vm_name: str, vm_uuid: str) -> tuple[VmContext, list[Chain]]:
+        """Returns a VM's chains.
+
+        Raises:
+            VmNotFound: It was never backed up.
+            AmbiguousVmName: Several VMs that were backed up have the name.
+        """
+        if bool(vm_name) == bool(vm_uuid):
+            raise ExactlyOneVm
+        contexts = self.catalogue.contexts
+        found = await (contexts.named(vm_name) if vm_name else contexts.of_uuid(vm_uuid.lower()))
+        if not found:
+            raise VmNotFound(
+                vm_name or vm_uuid, help_text="It was never backed up. List the backups: sendense-ctl backup list"
+            )
+        if len(found) > 1:
+            raise AmbiguousVmName(vm_name or vm_uuid, [(each.ref.vm_uuid, each.context_id) for each in found])
+        return found[0], await self._repository.chains(found[0].context_id)
+
+    async def vms(self, vm_name: str) -> Sequence[tuple[KnownVm, tuple[str, datetime] | None]]:
+        """Returns the VMs that the connected agents know, by name, each with its newest completed backup."""
+        found = await self._agents.find_vms(vm_name)
+        latest = await self.catalogue.contexts.latest_backups([each.vm.ref for each in found])
+        return [(each, latest.get(each.vm.ref)) for each in found]

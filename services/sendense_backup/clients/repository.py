@@ -1,0 +1,233 @@
+"""The repository service: layers, journals, restore points."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sendense.repository.v1 import (
+    layer_pb2,
+    layer_pb2_grpc,
+    point_pb2,
+    point_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+)
+from sendense_backup.clients.streams import send_all
+from sendense_backup.model import Chain, Holder, Layer, Point, Repository
+from sendense_rpc.channel import Peer
+from sendense_rpc.errors import RemoteError
+
+PLAN_SECONDS = 1800.0
+"""Asking vCenter for the changed areas of a large disk takes many pages."""
+SEAL_SECONDS = 3600.0
+"""Checking a large image reads all of its metadata."""
+DELETE_SECONDS = 600.0
+
+POINT_NOT_FOUND = "POINT_NOT_FOUND"
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """What is to be copied, summed up."""
+
+    count: int
+    total_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewLayer:
+    """What a layer is made from; sizes in bytes."""
+
+    repository_id: str
+    vm_uuid: str
+    disk_identity: str
+    virtual_size_bytes: int
+    parent_layer_id: str
+    change_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewPoint:
+    """What a restore point is made from."""
+
+    repository_id: str
+    vm_uuid: str
+    vm_name: str
+    vm_context_id: str
+    layer_ids: list[str]
+    snapshot_at: datetime | None
+    hardware_json: str
+
+
+class RepositoryClient:
+    """The repository service's three gRPC services."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._repositories = repository_pb2_grpc.RepositoryServiceStub(peer.channel)
+        self._layers = layer_pb2_grpc.LayerServiceStub(peer.channel)
+        self._points = point_pb2_grpc.PointServiceStub(peer.channel)
+
+    async def repository(self, name: str) -> Repository:
+        """Returns a repository by id or name; REPOSITORY_NOT_FOUND lists the known ones."""
+        request = repository_pb2.GetRepositoryRequest(repository_id=name)
+        found = await self._peer.call(self._repositories.GetRepository, request)
+        return Repository(
+            repository_id=found.repository_id,
+            name=found.name,
+            repository_type=found.repository_type,
+            path=found.path,
+            enabled=found.enabled,
+            available_size_bytes=found.available_size_bytes,
+        )
+
+    async def latest_point(self, repository_id: str, vm_uuid: str) -> Point | None:
+        """Returns the VM's newest restore point in a repository."""
+        request = point_pb2.GetLatestPointRequest(repository_id=repository_id, vm_uuid=vm_uuid)
+        return await self._point(self._points.GetLatestPoint, request)
+
+    async def point(self, backup_id: str) -> Point | None:
+        """Returns the restore point that a backup made."""
+        return await self._point(self._points.GetPoint, point_pb2.GetPointRequest(backup_id=backup_id))
+
+    async def create_layer(self, new: NewLayer, holder: Holder) -> Layer:
+        """Makes an unsealed layer, or joins the one that the job has for this disk."""
+        request = layer_pb2.CreateLayerRequest(
+            holder=_holder(holder),
+            repository_id=new.repository_id,
+            vm_uuid=new.vm_uuid.lower(),
+            disk_identity=new.disk_identity,
+            virtual_size_bytes=new.virtual_size_bytes,
+            parent_layer_id=new.parent_layer_id,
+            change_id=new.change_id,
+        )
+        return _layer(await self._peer.call(self._layers.CreateLayer, request, timeout=60.0))
+
+    async def set_areas(self, layer_id: str, holder: Holder, pages: AsyncIterator[list[tuple[int, int]]]) -> Areas:
+        """Fixes what is to be copied. An error of `pages` is raised as it is, and nothing is fixed."""
+
+        async def requests() -> AsyncIterator[layer_pb2.SetAreasRequest]:
+            yield layer_pb2.SetAreasRequest(holder=_holder(holder), layer_id=layer_id)
+            async for page in pages:
+                areas = [layer_pb2.Area(offset=offset, length=length) for offset, length in page]
+                yield layer_pb2.SetAreasRequest(areas=areas)
+
+        answer = await send_all(self._peer, self._layers.SetAreas, requests(), timeout=PLAN_SECONDS)
+        return Areas(answer.count, answer.total_bytes, answer.digest)
+
+    async def remaining_areas(self, layer_id: str) -> AsyncIterator[list[tuple[int, int]]]:
+        """Yields what is still to be copied, in pages."""
+        request = layer_pb2.ListRemainingAreasRequest(layer_id=layer_id)
+        async with aclosing(self._peer.stream(self._layers.ListRemainingAreas, request)) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                yield [(area.offset, area.length) for area in page.areas]
+
+    async def append_journal(self, layer_id: str, holder: Holder, sequence: int, entries: bytes) -> int:
+        """Commits a flushed batch and returns the bytes that the journal covers now."""
+        request = layer_pb2.AppendJournalRequest(
+            holder=_holder(holder), layer_id=layer_id, sequence=sequence, entries=entries
+        )
+        answer = await self._peer.call(self._layers.AppendJournal, request, timeout=60.0)
+        return answer.journaled_bytes
+
+    async def seal_layer(self, layer_id: str, holder: Holder, reason: str) -> Layer:
+        """Checks a layer and makes it durable and read-only."""
+        request = layer_pb2.SealLayerRequest(holder=_holder(holder), layer_id=layer_id, reason=reason)
+        return _layer(await self._peer.call(self._layers.SealLayer, request, timeout=SEAL_SECONDS))
+
+    async def discard_layer(self, layer_id: str, holder: Holder) -> None:
+        """Removes a layer that belongs to no restore point."""
+        request = layer_pb2.DiscardLayerRequest(holder=_holder(holder), layer_id=layer_id)
+        await self._peer.call(self._layers.DiscardLayer, request, timeout=60.0)
+
+    async def commit_point(self, new: NewPoint, holder: Holder) -> Point:
+        """Makes the restore point, whole or not at all; again is no error."""
+        request = point_pb2.CommitPointRequest(
+            holder=_holder(holder),
+            repository_id=new.repository_id,
+            vm_uuid=new.vm_uuid.lower(),
+            vm_name=new.vm_name,
+            vm_context_id=new.vm_context_id,
+            layer_ids=new.layer_ids,
+            snapshot_at=_timestamp(new.snapshot_at),
+            hardware_json=new.hardware_json,
+        )
+        return _point(await self._peer.call(self._points.CommitPoint, request, timeout=120.0))
+
+    async def chains(self, vm_context_id: str) -> list[Chain]:
+        """Returns a VM's chains, by disk, newest first."""
+        request = point_pb2.GetChainsRequest(vm_context_id=vm_context_id)
+        answer = await self._peer.call(self._points.GetChains, request)
+        return [
+            Chain(
+                chain_id=each.chain_id,
+                disk_id=each.disk_id,
+                full_backup_id=each.full_backup_id,
+                latest_backup_id=each.latest_backup_id,
+                total_backups=each.total_backups,
+                total_size_bytes=each.total_size_bytes,
+                current=each.current,
+                layers=tuple(_layer(layer) for layer in each.layers),
+            )
+            for each in answer.chains
+        ]
+
+    async def delete_point(
+        self, backup_id: str, holder: Holder, *, cascade: bool, dry_run: bool
+    ) -> tuple[list[str], int]:
+        """Removes a restore point; returns the points that went (or would go) and the bytes that come back."""
+        request = point_pb2.DeletePointRequest(
+            holder=_holder(holder), backup_id=backup_id, cascade=cascade, dry_run=dry_run
+        )
+        answer = await self._peer.call(self._points.DeletePoint, request, timeout=DELETE_SECONDS)
+        return list(answer.backup_ids), answer.freed_bytes
+
+    async def _point(self, method: Any, request: Any) -> Point | None:
+        try:
+            return _point(await self._peer.call(method, request))
+        except RemoteError as error:
+            if error.reason == POINT_NOT_FOUND:
+                return None
+            raise
+
+
+def _holder(holder: Holder) -> layer_pb2.Holder:
+    return layer_pb2.Holder(job_id=holder.job_id, attempt=holder.attempt)
+
+
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _layer(layer: layer_pb2.Layer) -> Layer:
+    return Layer(
+        layer_id=layer.layer_id,
+        disk_id=layer.disk_id,
+        disk_identity=layer.disk_identity,
+        backup_type=layer.backup_type,
+        backup_id=layer.backup_id,
+        chain_id=layer.chain_id,
+        parent_layer_id=layer.parent_layer_id,
+        path=layer.path,
+        virtual_size_bytes=layer.virtual_size_bytes,
+        stored_bytes=layer.stored_bytes,
+        change_id=layer.change_id,
+        cluster_size_bytes=layer.cluster_size_bytes,
+        created_at=layer.created_at.ToDatetime(UTC) if layer.HasField("created_at") else None,
+    )
+
+
+def _point(point: point_pb2.Point) -> Point:
+    layers = tuple(_layer(each) for each in point.layers)
+    return Point(point.backup_id, point.repository_id, point.vm_uuid, layers)

@@ -1,0 +1,104 @@
+"""The edge: turns messages into calls of use cases, and back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense_backup.backups import Backups, StartOrder
+from sendense_backup.convert import to_backup, to_chain, to_filter, to_log_entry, to_vm
+
+DEFAULT_PAGE = 100
+LARGEST_PAGE = 1000
+
+
+def page_size(asked: int) -> int:
+    """Returns how many entries a page has: 100 unless asked otherwise, at most 1000."""
+    return min(asked, LARGEST_PAGE) if asked > 0 else DEFAULT_PAGE
+
+
+class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
+    """BackupService."""
+
+    def __init__(self, backups: Backups) -> None:
+        self._backups = backups
+
+    async def StartBackup(self, request: backup_pb2.StartBackupRequest, context: Any) -> backup_pb2.Backup:
+        """Queues a backup."""
+        del context
+        order = StartOrder(
+            vm_name=request.vm_name,
+            vm_uuid=request.vm_uuid,
+            backup_type=request.backup_type,
+            repository=request.repository,
+            request_id=request.request_id,
+            quiesce=request.quiesce,
+        )
+        return to_backup(await self._backups.start(order))
+
+    async def ListBackups(self, request: backup_pb2.ListBackupsRequest, context: Any) -> backup_pb2.ListBackupsResponse:
+        """Lists backups, newest first."""
+        del context
+        jobs, following = await self._backups.catalogue.jobs.page(
+            to_filter(request), page_size(request.page_size), request.page_token
+        )
+        return backup_pb2.ListBackupsResponse(backups=[to_backup(job) for job in jobs], next_page_token=following)
+
+    async def GetBackup(self, request: backup_pb2.GetBackupRequest, context: Any) -> backup_pb2.Backup:
+        """Returns a backup with its disks and progress."""
+        del context
+        return to_backup(await self._backups.catalogue.jobs.get(request.backup_id))
+
+    async def DeleteBackup(
+        self, request: backup_pb2.DeleteBackupRequest, context: Any
+    ) -> backup_pb2.DeleteBackupResponse:
+        """Deletes a restore point."""
+        del context
+        gone, freed = await self._backups.delete(request.backup_id, cascade=request.cascade, dry_run=request.dry_run)
+        return backup_pb2.DeleteBackupResponse(backup_ids=gone, freed_bytes=freed, dry_run=request.dry_run)
+
+    async def GetChain(self, request: backup_pb2.GetChainRequest, context: Any) -> backup_pb2.GetChainResponse:
+        """Returns a VM's chains."""
+        del context
+        return to_chain(*await self._backups.chain(request.vm_name, request.vm_uuid))
+
+    async def CancelBackup(self, request: backup_pb2.CancelBackupRequest, context: Any) -> backup_pb2.Backup:
+        """Asks a backup to stop."""
+        del context
+        return to_backup(await self._backups.cancel(request.backup_id))
+
+    async def ListLogEntries(
+        self, request: backup_pb2.ListLogEntriesRequest, context: Any
+    ) -> backup_pb2.ListLogEntriesResponse:
+        """Returns a job's log, oldest first."""
+        del context
+        job = await self._backups.catalogue.jobs.get(request.backup_id)
+        entries, following = await self._backups.catalogue.log.page(
+            job.backup_id, page_size(request.page_size), request.page_token
+        )
+        return backup_pb2.ListLogEntriesResponse(
+            entries=[to_log_entry(entry) for entry in entries], next_page_token=following
+        )
+
+    async def WatchBackup(
+        self, request: backup_pb2.WatchBackupRequest, context: Any
+    ) -> AsyncIterator[backup_pb2.Backup]:
+        """Streams a backup until it has ended."""
+        del context
+        async for job in self._backups.watch(request.backup_id):
+            yield to_backup(job)
+
+
+class VmServicer(backup_pb2_grpc.VmServiceServicer):
+    """VmService."""
+
+    def __init__(self, backups: Backups) -> None:
+        self._backups = backups
+
+    async def ListVms(self, request: backup_pb2.ListVmsRequest, context: Any) -> backup_pb2.ListVmsResponse:
+        """Lists the VMs of all connected agents."""
+        del context
+        return backup_pb2.ListVmsResponse(
+            vms=[to_vm(known, latest) for known, latest in await self._backups.vms(request.vm_name)]
+        )

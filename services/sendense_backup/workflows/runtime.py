@@ -1,0 +1,162 @@
+"""What the workflows work with in this process, and what one execution of a job knows.
+
+DBOS recovers workflows by their function's name, so they are module-level functions and find their parts here: `main`
+(or a test) installs a `Runtime` before DBOS is launched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import stamina
+
+from sendense_backup.clients.agents import AgentClient, Agents
+from sendense_backup.clients.exports import ExportsClient
+from sendense_backup.clients.repository import RepositoryClient
+from sendense_backup.config import BackupSettings
+from sendense_backup.model import Holder, Job
+from sendense_backup.store import Catalogue
+from sendense_rpc.errors import SendenseError
+
+Value = TypeVar("Value")
+
+
+class Observer:
+    """Sees the steps pass; tests kill the process from here."""
+
+    async def executed(self, step: str) -> None:
+        """Called when a step has done its work and DBOS has not recorded it yet."""
+
+    async def recorded(self, step: str) -> None:
+        """Called when DBOS has recorded a step."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The parts."""
+
+    catalogue: Catalogue
+    agents: Agents
+    repository: RepositoryClient
+    exports: ExportsClient
+    settings: BackupSettings
+    observer: Observer = field(default_factory=Observer)
+    handed_over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a job waits for its release: the sweeper then looks at once."""
+
+    async def patiently(self, call: Callable[[], Awaitable[Value]], *, seconds: float | None = None) -> Value:
+        """Repeats a call that fails for a passing reason.
+
+        Args:
+            call: Must be idempotent.
+            seconds: How long, instead of the setting `retry_seconds`.
+
+        Raises:
+            SendenseError: It failed for good, or still when the time was over.
+        """
+        async for attempt in stamina.retry_context(
+            on=is_passing,
+            attempts=None,
+            timeout=self.settings.retry_seconds if seconds is None else seconds,
+            wait_initial=0.1,
+            wait_max=5.0,
+        ):
+            with attempt:
+                return await call()
+        raise AssertionError("unreachable")
+
+
+def is_passing(error: Exception) -> bool:
+    """Tells whether the same call may succeed later without any change."""
+    return isinstance(error, SendenseError) and error.retryable
+
+
+@dataclass(frozen=True)
+class Work:
+    """One execution of a job.
+
+    Attributes:
+        runtime: The parts.
+        backup_id: The job.
+        attempt: Claimed by this execution alone; carried by each mutation, so that services refuse older ones.
+    """
+
+    runtime: Runtime
+    backup_id: str
+    attempt: int
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue."""
+        return self.runtime.catalogue
+
+    @property
+    def holder(self) -> Holder:
+        """The fencing token of this execution."""
+        return Holder(self.backup_id, self.attempt)
+
+    async def job(self) -> Job:
+        """Returns the job as it is now."""
+        return await self.catalogue.running.read(self.backup_id)
+
+    async def agent(self) -> AgentClient:
+        """Returns the agent that knows the job's VM.
+
+        Raises:
+            NoAgent: It is not connected now.
+        """
+        return await self.runtime.agents.agent((await self.job()).agent_id)
+
+    async def log(self, level: str, step: str, message: str, **data: object) -> None:
+        """Adds a line to the job's log."""
+        await self.catalogue.log.write(self.backup_id, level, step, message, attempt=self.attempt, **data)
+
+    async def set_disk(self, position: int, **values: object) -> None:
+        """Writes columns of one of the job's disks."""
+        await self.catalogue.running.update_disk(self.backup_id, self.attempt, position, **values)
+
+    async def set_job(self, **values: object) -> None:
+        """Writes columns of the job."""
+        await self.catalogue.running.update_job(self.backup_id, self.attempt, **values)
+
+
+class _Installed:
+    runtime: Runtime | None = None
+    executions: set[asyncio.Task[object]] = set()  # noqa: RUF012  # of this process, like the runtime
+
+
+@contextmanager
+def tracked() -> Iterator[None]:
+    """Counts an execution of a workflow as running for the time of the block."""
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a workflow runs in a task")
+    _Installed.executions.add(task)
+    try:
+        yield
+    finally:
+        _Installed.executions.discard(task)
+
+
+async def stop_executions() -> None:
+    """Stops what runs in this process, without undoing anything: it goes on when the service starts again."""
+    running = list(_Installed.executions)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+def install(runtime: Runtime | None) -> None:
+    """Makes `runtime` the one of this process; None takes it away."""
+    _Installed.runtime = runtime
+
+
+def current() -> Runtime:
+    """Returns this process's runtime."""
+    if _Installed.runtime is None:
+        raise RuntimeError("no runtime is installed: workflows run in the backup service only")
+    return _Installed.runtime

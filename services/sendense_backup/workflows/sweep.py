@@ -1,0 +1,101 @@
+"""The sweeper: what no workflow looks after any more is found from the catalogue and brought to an end.
+
+It starts every release: of jobs that failed (it is told at once) and of jobs that ended and still hold something. It
+queues jobs whose process died between the catalogue's row and the queue, and ends those whose workflow is gone or was
+begun by another version. It says what it did in the job's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from sendense_backup.errors import Superseded
+from sendense_backup.model import Job
+from sendense_backup.workflows.durable import APPLICATION_VERSION
+from sendense_backup.workflows.engine import ENDED, Engine
+from sendense_backup.workflows.release import RELEASE_PHASE, release_id
+from sendense_backup.workflows.runtime import Runtime, Work
+
+log = structlog.get_logger()
+
+
+class Sweeper:
+    """Looks at all jobs every `sweep_seconds`, and at once when one was handed over.
+
+    Args:
+        runtime: The parts.
+        engine: Starts workflows and knows their states.
+    """
+
+    def __init__(self, runtime: Runtime, engine: Engine) -> None:
+        self._runtime = runtime
+        self._engine = engine
+        self._rounds: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Sweeps until it is cancelled."""
+        while True:
+            self._runtime.handed_over.clear()
+            try:
+                await self.sweep()
+            except Exception:  # the catalogue may be away for a while: the next round sees
+                log.exception("a round of the sweeper failed")
+            try:
+                async with asyncio.timeout(self._runtime.settings.sweep_seconds):
+                    await self._runtime.handed_over.wait()
+            except TimeoutError:
+                continue
+
+    async def sweep(self) -> None:
+        """Goes over all jobs once."""
+        for job in await self._runtime.catalogue.jobs.active():
+            if job.phase == RELEASE_PHASE:
+                await self._release(job)
+            else:
+                await self._look_after(job)
+        for backup_id in await self._runtime.catalogue.leases.left_behind():
+            await self._give_back(backup_id)
+
+    async def _look_after(self, job: Job) -> None:
+        status, version = await self._engine.state(job.backup_id)
+        if not status:
+            await self._engine.enqueue(job.backup_id)
+        elif status in ENDED:
+            # The job may have ended, or been handed over, between our two looks.
+            now = await self._runtime.catalogue.running.read(job.backup_id)
+            if not now.final and now.phase != RELEASE_PHASE:
+                await self._abandon(job, "WORKFLOW_LOST", "its workflow ended without ending the job")
+        elif version and version != APPLICATION_VERSION:
+            await self._abandon(job, "UPGRADED", f"it was begun by version {version} of the service")
+
+    async def _abandon(self, job: Job, reason: str, why: str) -> None:
+        running = self._runtime.catalogue.running
+        try:
+            attempt = await running.claim(job.backup_id, expected=job.attempt)
+            if attempt is None:
+                return
+            work = Work(self._runtime, job.backup_id, attempt)
+            await work.set_job(phase=RELEASE_PHASE, error_reason=reason, error_message=f"the job was given up: {why}")
+            await work.log("error", "sweep", f"the job is given up: {why}", reason=reason)
+        except Superseded:
+            return
+        await self._release(job)
+
+    async def _release(self, job: Job) -> None:
+        first = release_id(job.backup_id)
+        status, _ = await self._engine.state(first)
+        if not status:
+            await self._engine.release(job.backup_id, first)
+        elif status in ENDED and not (await self._runtime.catalogue.running.read(job.backup_id)).final:
+            await self._give_back(job.backup_id)
+
+    async def _give_back(self, backup_id: str) -> None:
+        earlier = self._rounds.get(backup_id) or release_id(backup_id)
+        status, _ = await self._engine.state(earlier)
+        if status and status not in ENDED:
+            return
+        attempt = (await self._runtime.catalogue.running.read(backup_id)).attempt
+        self._rounds[backup_id] = release_id(backup_id, attempt + 1)
+        await self._engine.release(backup_id, self._rounds[backup_id])
