@@ -33,6 +33,7 @@ def round_out(areas: Iterable[Area], capacity: int, granularity: int = GRANULARI
     return merge(
         (start // granularity * granularity, min(-(-end // granularity) * granularity, capacity))
         for start, end in areas
+        if start < end
     )
 
 

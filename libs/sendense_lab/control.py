@@ -67,6 +67,8 @@ class Control:
             return web.json_response(await _in_thread(command, arguments))
         except LabError as err:
             return _error(STATUS.get(err.reason, 500), err)
+        except OSError as err:  # a full guest, an output that cannot be written
+            return _error(500, LabError(f"{err.strerror}: {err.filename}", reason="IO_ERROR"))
         except (KeyError, TypeError, ValueError) as err:
             log.warning("bad arguments", command=request.path, error=repr(err))
             return _error(400, LabError(f"Bad arguments: {err!r}", reason="INVALID_ARGUMENT"))

@@ -52,11 +52,15 @@ class Lab:
 
     def close(self) -> None:
         """Ends in order: waits for tasks and guest operations under way."""
-        self._stopping.set()
+        self.give_up()
         self.tasks.close()
         for machine in list(self.machines.values()):
             with machine.lock:
                 pass
+
+    def give_up(self) -> None:
+        """Lets long work (the creation of a VM) end soon and undo itself."""
+        self._stopping.set()
 
     def notify(self) -> None:
         """Wakes those who wait for updates."""

@@ -11,7 +11,6 @@ from sendense_lab import commands
 from sendense_lab.config import LabSettings
 from sendense_lab.errors import LabError
 from sendense_lab.logs import log_to_stderr
-from sendense_lab.serve import serve as run_server
 
 app = typer.Typer(no_args_is_help=True, help="A simulated vCenter with real disks.", add_completion=False)
 commands.register(app)
@@ -25,6 +24,8 @@ def serve(
     port: int | None = typer.Option(None, help="TCP port; else that of the last run, or any free one."),
 ) -> None:
     """Runs the simulated vCenter until SIGTERM or Ctrl-C."""
+    from sendense_lab.serve import serve as run_server  # pyVmomi costs every command a quarter second
+
     log_to_stderr()
     settings = LabSettings()
     update = {"keep_snapshots": keep_snapshots, "port": port}

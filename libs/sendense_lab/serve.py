@@ -36,7 +36,7 @@ async def serve(settings: LabSettings) -> None:
         LabError: Another server has this home, or the port asked for is taken.
     """
     root = settings.root
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_one(root):
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -64,6 +64,7 @@ async def _serve_lab(lab: Lab, settings: LabSettings, stop: asyncio.Event) -> No
         log.info("the lab is ready", url=f"https://{account.host}:{account.port}/sdk", home=str(settings.home))
         await stop.wait()
         log.info("stopping")
+        lab.give_up()
     finally:
         (root / SOCKET).unlink(missing_ok=True)
         await runner.cleanup()
