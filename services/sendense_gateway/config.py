@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
@@ -41,6 +42,9 @@ class GatewaySettings(ServiceSettings):
     def _consistent(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("SENDENSE_GATEWAY_TLS_CERT and SENDENSE_GATEWAY_TLS_KEY are set together or not at all")
+        for file in (self.tls_cert, self.tls_key):
+            if file and not os.access(file, os.R_OK):
+                raise ValueError(f"SENDENSE_GATEWAY_TLS_CERT and SENDENSE_GATEWAY_TLS_KEY: {file} cannot be read")
         ip_address(self.listen_host)
         if not 0 <= self.listen_port < 1 << 16:
             raise ValueError(f"SENDENSE_GATEWAY_LISTEN: no port {self.listen_port}")

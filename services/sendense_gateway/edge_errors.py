@@ -108,10 +108,8 @@ _OTHER = EdgeError(
 
 def local_reply_config() -> Config:
     """Returns Envoy's `local_reply_config`."""
-    mappers: list[Config] = []
-    for error in EDGE_ERRORS:
-        if error.message != ENVOYS_WORDS and not error.details:
-            mappers.append(_grpc_mapper(_both(_status("EQ", error.status), _GRPC), error.message))
+    own_words = [error for error in EDGE_ERRORS if error.message != ENVOYS_WORDS and not error.details]
+    mappers = [_grpc_mapper(_both(_status("EQ", error.status), _GRPC), error.message) for error in own_words]
     mappers.append(_grpc_mapper(_GRPC, ENVOYS_WORDS))
     mappers += [_json_mapper(error, "EQ") for error in EDGE_ERRORS]
     mappers.append(_json_mapper(_OTHER, "GE", 400))

@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -29,15 +30,18 @@ log = structlog.get_logger()
 UNROUTED_SERVICES = ("tunnel",)
 """Services without a public RPC that a ready system needs all the same."""
 
+KEYS_TIMEOUT = 30.0
+
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Runs the gateway until `stop` is set.
 
     Raises:
-        EnvoyFailed: Envoy refused the configuration, did not start or died.
+        EnvoyFailed: There are no keys, or Envoy refused the configuration, did not start or died.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    await _keys_are_there(settings)
     contract = Contract.load(packaged("descriptor.binpb"))
     inputs = Inputs(
         settings=settings,
@@ -54,6 +58,15 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     async with pages:
         with listening(settings.admin_socket):
             await _serve_public(settings, config_file, stop)
+
+
+async def _keys_are_there(settings: GatewaySettings) -> None:
+    """Waits for the public keys, which the access service writes at its first start: the order of starts is free."""
+    deadline = time.monotonic() + KEYS_TIMEOUT
+    while not await asyncio.to_thread(settings.jwks_file.exists):
+        if time.monotonic() > deadline:
+            raise EnvoyFailed(f"there is no {settings.jwks_file}: is the access service running?")
+        await asyncio.sleep(0.1)
 
 
 async def _serve_public(settings: GatewaySettings, config_file: Path, stop: asyncio.Event) -> None:
