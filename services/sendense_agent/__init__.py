@@ -1,0 +1,1 @@
+"""The capture agent: vCenter sessions, snapshots, changed areas, disk readers and the copying of disks."""

@@ -1,0 +1,188 @@
+"""The agent's use cases: each finds the vCenter, checks the fence where something is changed, and does one thing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from sendense_agent import change_tracking, snapshots
+from sendense_agent.capture import Capture, CaptureJob
+from sendense_agent.changed_areas import areas_of
+from sendense_agent.errors import CaptureInvalid
+from sendense_agent.fencing import Fence
+from sendense_agent.inventory import datacenter_path, find_vm, inspect_vm, list_vms
+from sendense_agent.model import Disk, Holder, Snapshot, Vm, VmRef
+from sendense_agent.plan import Plan, make_plan
+from sendense_agent.readers.description import ReaderDescription
+from sendense_agent.readers.https import FolderAccess, describe_https, probe_https
+from sendense_agent.uplink import Uplink
+from sendense_agent.vcenter import VCenter, VCenters
+from sendense_blockio.engine import Batch, CopyProgress
+from sendense_blockio.errors import ExtentError
+from sendense_blockio.extents import Extent, check
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class CaptureOrder:
+    """What a caller wants to be captured.
+
+    Attributes:
+        vm: The VM.
+        holder: For whom.
+        snapshot_moref: The snapshot.
+        device_key: The disk.
+        export_name: Where to.
+        fresh_target: Whether zeroes may be skipped.
+        first_sequence: Number of the first batch.
+        areas: What to copy, sorted and apart.
+    """
+
+    vm: VmRef
+    holder: Holder
+    snapshot_moref: str
+    device_key: int
+    export_name: str
+    fresh_target: bool
+    first_sequence: int
+    areas: Sequence[Extent]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A capture succeeded.
+
+    Attributes:
+        progress: Last counters.
+        reader: The reader that was used.
+    """
+
+    progress: CopyProgress
+    reader: str
+
+
+class Agent:
+    """What this agent can do.
+
+    Args:
+        vcenters: Its vCenters.
+        uplink: Its way to the node.
+        readers: Private directory for the readers.
+        reader_connections: Connections of the https reader.
+    """
+
+    def __init__(self, vcenters: VCenters, uplink: Uplink, readers: Path, reader_connections: int) -> None:
+        self._vcenters = vcenters
+        self._uplink = uplink
+        self._readers = readers
+        self._reader_connections = reader_connections
+        self._fence = Fence()
+        self._captures: dict[tuple[str, int], Capture] = {}
+
+    async def list_vms(self, name: str) -> list[Vm]:
+        """Returns the VMs of all vCenters (of exactly this name, when one is given), by name."""
+        vcenters = await self._vcenters.all()
+        lists = await asyncio.gather(
+            *(each.read("list VMs", lambda service: list_vms(service, name)) for each in vcenters)
+        )
+        return sorted((vm for each in lists for vm in each), key=lambda vm: (vm.name, vm.vcenter_uuid, vm.moref))
+
+    async def inspect_vm(self, ref: VmRef) -> Vm:
+        """Returns a VM with disks, hardware and room."""
+        vcenter = await self._vcenter(ref)
+        return await vcenter.read("inspect a VM", lambda service: inspect_vm(service, ref))
+
+    async def enable_change_tracking(self, ref: VmRef, holder: Holder) -> Vm:
+        """Turns change tracking on."""
+        self._fence.admit(holder)
+        return await change_tracking.enable_change_tracking(await self._vcenter(ref), ref, holder)
+
+    async def create_snapshot(self, ref: VmRef, holder: Holder, *, quiesce: bool) -> Snapshot:
+        """Makes or joins the job's snapshot."""
+        self._fence.admit(holder)
+        return await snapshots.create_snapshot(await self._vcenter(ref), ref, holder, quiesce=quiesce)
+
+    async def remove_snapshot(self, ref: VmRef, holder: Holder, moref: str) -> list[str]:
+        """Removes the job's snapshot; a capture of the job that still runs is ended before."""
+        self._fence.admit(holder)
+        for (job_id, _), capture in list(self._captures.items()):
+            if job_id == holder.job_id:
+                await capture.end()
+        return await snapshots.remove_snapshot(await self._vcenter(ref), ref, holder, moref)
+
+    async def plan(self, ref: VmRef, snapshot_moref: str, device_key: int, parent: str, alignment: int) -> Plan:
+        """Returns what must be copied of a snapshot's disk."""
+        vcenter = await self._vcenter(ref)
+        disk, areas = await vcenter.read(
+            "ask for changed areas", lambda service: areas_of(service, ref, snapshot_moref, device_key, parent)
+        )
+        return await asyncio.to_thread(make_plan, areas, alignment, disk.capacity_bytes)
+
+    async def capture(self, order: CaptureOrder) -> AsyncGenerator[Batch | CopyProgress | Done]:
+        """Copies areas of a disk into an export; a capture of the same job and disk that runs still is ended before.
+
+        Raises:
+            CaptureInvalid: The areas overlap or lie behind the disk's end.
+            CaptureFailed: The copy ended early.
+            ReaderUnsuitable: No reader can read the disk.
+            SendenseError: vCenter, snapshot or tunnel are not there.
+        """
+        self._fence.admit(order.holder)
+        vcenter = await self._vcenter(order.vm)
+        disk, datacenter = await vcenter.read("read the snapshot's disk", lambda service: _source(service, order))
+        try:
+            areas = list(check(order.areas, disk.capacity_bytes))
+        except ExtentError as error:
+            raise CaptureInvalid(f"the areas of {disk} cannot be: {error}") from error
+        description = await self._describe(vcenter, disk, datacenter)
+        async with self._only_capture(order, disk, areas) as capture:
+            events = capture.run(description, self._readers, self._uplink.lane())
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+            yield Done(capture.progress, description.name)
+
+    @contextlib.asynccontextmanager
+    async def _only_capture(self, order: CaptureOrder, disk: Disk, areas: list[Extent]) -> AsyncIterator[Capture]:
+        key = (order.holder.job_id, order.device_key)
+        running = self._captures.get(key)
+        if running is not None:
+            log.info("ending the capture that runs still", job=order.holder.job_id, disk=str(disk))
+            await running.end()
+        self._fence.admit(order.holder)
+        job = CaptureJob(disk, areas, order.export_name, order.fresh_target, order.first_sequence)
+        capture = self._captures[key] = Capture(job)
+        try:
+            yield capture
+        finally:
+            if self._captures.get(key) is capture:
+                del self._captures[key]
+
+    async def _describe(self, vcenter: VCenter, disk: Disk, datacenter: str) -> ReaderDescription:
+        pin = await vcenter.pin()
+        account = vcenter.account
+        access = FolderAccess(
+            host=account.host,
+            port=account.port,
+            username=account.username,
+            password=account.read_password(),
+            certificate=pin.pem,
+            datacenter=datacenter,
+        )
+        await asyncio.to_thread(probe_https, access, disk, pin.context())
+        return describe_https(access, disk, self._reader_connections)
+
+    async def _vcenter(self, ref: VmRef) -> VCenter:
+        return await self._vcenters.by_uuid(ref.vcenter_uuid, ref.vm_uuid)
+
+
+def _source(service: Any, order: CaptureOrder) -> tuple[Disk, str]:
+    disk = snapshots.snapshot_disk(service, order.snapshot_moref, order.device_key)
+    return disk, datacenter_path(service, find_vm(service, order.vm))

@@ -1,0 +1,182 @@
+"""Lists and inspects VMs: one query for all VMs, one for a VM with all of its hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import structlog
+from pyVmomi import vim
+
+from sendense_agent import hardware
+from sendense_agent.disks import disks_of
+from sendense_agent.errors import VmAmbiguous, VmNotFound
+from sendense_agent.model import Disk, Vm, VmRef
+from sendense_agent.properties import moref_of, read_all, read_some
+
+log = structlog.get_logger()
+
+_LIST_PATHS = (
+    "name",
+    "parent",
+    "config.instanceUuid",
+    "config.template",
+    "config.version",
+    "config.changeTrackingEnabled",
+    "capability.changeTrackingSupported",
+    "runtime.powerState",
+    "runtime.consolidationNeeded",
+    "snapshot",
+)
+_FOLDER_PATHS = ("name", "parent")
+
+
+def list_vms(service: Any, name: str = "") -> list[Vm]:
+    """Returns the VMs of a vCenter, by name; those that it cannot read now are left out and logged.
+
+    Args:
+        service: pyVmomi's service instance.
+        name: Only VMs of exactly this name; empty for all.
+    """
+    vcenter_uuid = str(service.content.about.instanceUuid)
+    machines, folders = [], {}
+    kinds: dict[Any, Sequence[str]] = {
+        vim.VirtualMachine: _LIST_PATHS,
+        vim.Folder: _FOLDER_PATHS,
+        vim.Datacenter: _FOLDER_PATHS,
+    }
+    for managed, properties in read_all(service, kinds):
+        if isinstance(managed, vim.VirtualMachine):
+            machines.append((moref_of(managed), properties))
+        else:
+            folders[moref_of(managed)] = properties
+    vms = []
+    for moref, properties in machines:
+        if not properties.get("config.instanceUuid"):
+            log.warning("a VM has no readable configuration", moref=moref, name=properties.get("name"))
+        elif not name or properties.get("name") == name:
+            vms.append(_vm(vcenter_uuid, moref, properties, _path(properties, folders)))
+    return sorted(vms, key=lambda vm: (vm.name, vm.inventory_path))
+
+
+def find_vm(service: Any, ref: VmRef) -> Any:
+    """Returns the managed object of a VM.
+
+    Raises:
+        VmNotFound: There is none.
+        VmAmbiguous: There are several.
+    """
+    found = service.content.searchIndex.FindAllByUuid(None, ref.vm_uuid, True, True)  # noqa: FBT003  # VMs, instance
+    if not found:
+        raise VmNotFound(ref.vcenter_uuid, ref.vm_uuid)
+    if len(found) > 1:
+        raise VmAmbiguous(ref.vm_uuid, [moref_of(each) for each in found])
+    return found[0]
+
+
+def inspect_vm(service: Any, ref: VmRef) -> Vm:
+    """Returns a VM with its disks, hardware and the room on its datastores.
+
+    Raises:
+        VmNotFound: There is none.
+        VmAmbiguous: There are several.
+    """
+    managed = find_vm(service, ref)
+    moref = moref_of(managed)
+    properties = read_some(service, [managed], (*_LIST_PATHS, *hardware.PATHS)).get(moref)
+    if not properties or not properties.get("config.hardware"):
+        raise VmNotFound(ref.vcenter_uuid, ref.vm_uuid)
+    disks = disks_of(properties["config.hardware"].device)
+    return _vm(
+        ref.vcenter_uuid,
+        moref,
+        properties,
+        _path(properties, {moref_of(each): facts for each, facts in _ancestors(service, properties.get("parent"))}),
+        disks=disks,
+        datastore_free_bytes=_least_room(service, disks),
+        hardware_json=hardware.hardware_json(properties),
+    )
+
+
+def datacenter_path(service: Any, vm: Any) -> str:
+    """Returns the path of the VM's datacenter below the root folder, as the datastore's HTTPS folder wants it."""
+    names: list[str] = []
+    for managed, properties in _ancestors(service, vm.parent):
+        if (names or isinstance(managed, vim.Datacenter)) and properties.get("parent") is not None:
+            names.append(str(properties["name"]))
+    return "/".join(reversed(names))
+
+
+def count_snapshots(info: Any) -> int:
+    """Returns how many snapshots a VM's snapshot tree holds."""
+    return sum(1 for _ in walk_snapshots(info))
+
+
+def walk_snapshots(info: Any) -> Iterable[Any]:
+    """Yields the nodes of a VM's snapshot tree, parents first; nothing when there is none."""
+    nodes = list(info.rootSnapshotList) if info is not None else []
+    while nodes:
+        node = nodes.pop(0)
+        yield node
+        nodes.extend(node.childSnapshotList or [])
+
+
+def _vm(
+    vcenter_uuid: str,
+    moref: str,
+    properties: dict[str, Any],
+    path: str,
+    *,
+    disks: tuple[Disk, ...] = (),
+    datastore_free_bytes: int = 0,
+    hardware_json: str = "",
+) -> Vm:
+    return Vm(
+        vcenter_uuid=vcenter_uuid,
+        vm_uuid=str(properties["config.instanceUuid"]),
+        moref=moref,
+        name=_unescaped(properties.get("name", "")),
+        inventory_path=path,
+        power_state=str(properties.get("runtime.powerState", "")),
+        template=bool(properties.get("config.template", False)),
+        hardware_version=str(properties.get("config.version", "")),
+        change_tracking_supported=bool(properties.get("capability.changeTrackingSupported", False)),
+        change_tracking_enabled=bool(properties.get("config.changeTrackingEnabled", False)),
+        consolidation_needed=bool(properties.get("runtime.consolidationNeeded", False)),
+        snapshot_count=count_snapshots(properties.get("snapshot")),
+        disks=disks,
+        datastore_free_bytes=datastore_free_bytes,
+        hardware_json=hardware_json,
+    )
+
+
+def _unescaped(name: str) -> str:
+    """Undoes vCenter's escapes in names of inventory objects."""
+    return name.replace("%2f", "/").replace("%2F", "/").replace("%5c", "\\").replace("%5C", "\\").replace("%25", "%")
+
+
+def _path(properties: dict[str, Any], folders: dict[str, dict[str, Any]]) -> str:
+    names = [str(properties.get("name", ""))]
+    parent = properties.get("parent")
+    while parent is not None and moref_of(parent) in folders:
+        entry = folders[moref_of(parent)]
+        parent = entry.get("parent")
+        if parent is not None:  # the root folder has none, and is in no path
+            names.append(str(entry.get("name", "")))
+    return "/" + "/".join(reversed(names))
+
+
+def _ancestors(service: Any, parent: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Returns a folder and all above it, up to the root, each with name and parent; the root folder has no parent."""
+    found: list[tuple[Any, dict[str, Any]]] = []
+    while parent is not None:
+        properties = read_some(service, [parent], _FOLDER_PATHS).get(moref_of(parent), {})
+        found.append((parent, properties))
+        parent = properties.get("parent")
+    return found
+
+
+def _least_room(service: Any, disks: tuple[Disk, ...]) -> int:
+    datastores = [vim.Datastore(moref, service._stub) for moref in {d.datastore_moref for d in disks} - {""}]  # noqa: SLF001
+    rooms = read_some(service, datastores, ["summary.freeSpace"]).values()
+    return min((int(each["summary.freeSpace"]) for each in rooms if "summary.freeSpace" in each), default=0)

@@ -1,0 +1,162 @@
+"""Runs a described reader as an nbdkit process: private socket, secrets in files, supervised, dies with the agent.
+
+If nbdkit ends, the read has failed: a client may hang on the dead socket, so whoever copies must watch `died`
+(cbt-facts 15). Nothing that nbdkit did not deliver ever becomes zeroes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from sendense_agent.errors import ReaderUnsuitable
+from sendense_agent.readers.description import ReaderDescription
+
+log = structlog.get_logger()
+
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+STDERR_LINES = 20
+_LINE_BYTES = 2000
+
+
+class Reader:
+    """A running reader.
+
+    Attributes:
+        socket: Where it serves the disk, as the default export.
+        pid: Its process.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, socket: Path) -> None:
+        self.socket = socket
+        self.pid = process.pid
+        self._process = process
+        self._lines: deque[str] = deque(maxlen=STDERR_LINES)
+        self._reading = asyncio.create_task(self._read_stderr())
+
+    async def died(self) -> str:
+        """Returns when the process has ended, with its exit status and last words."""
+        await self._process.wait()
+        await asyncio.wait([self._reading], timeout=1)
+        return f"nbdkit ended with status {self._process.returncode}: {self.last_words() or 'no message'}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.returncode is not None
+
+    def last_words(self) -> str:
+        """Returns the newest lines of its error output."""
+        return " | ".join(self._lines)
+
+    async def stop(self) -> None:
+        """Ends the process; by force when it does not end by itself."""
+        if not self.ended:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        await self._reading
+
+    async def _read_stderr(self) -> None:
+        if self._process.stderr is None:
+            return
+        with contextlib.suppress(ValueError):  # a line without end: the rest is not worth keeping
+            while line := await self._process.stderr.readline():
+                text = line[:_LINE_BYTES].decode(errors="replace").strip()
+                self._lines.append(text)
+                log.debug("nbdkit", pid=self.pid, line=text)
+
+
+@contextlib.asynccontextmanager
+async def running_reader(description: ReaderDescription, directory: Path, disk: str) -> AsyncIterator[Reader]:
+    """Starts a reader, yields it once its socket listens, and ends it.
+
+    Args:
+        description: What to run.
+        directory: A private directory is made in it, and removed at the end.
+        disk: For errors.
+
+    Raises:
+        ReaderUnsuitable: It ended, or did not listen in time; with its last words.
+    """
+    private = _private_directory(directory)
+    try:
+        socket = private / "nbd.sock"
+        process = await asyncio.create_subprocess_exec(
+            *_command(description, private, socket),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            # A Ctrl-C at the terminal must not end it before the agent has ended its copy.
+            process_group=0,
+        )
+        reader = Reader(process, socket)
+        try:
+            await _wait_until_listening(reader, description.name, disk)
+            for name in description.secrets:
+                (private / name).unlink()  # it was read: nothing to be found later
+            yield reader
+        finally:
+            await reader.stop()
+    finally:
+        shutil.rmtree(private)
+
+
+def _private_directory(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Path(tempfile.mkdtemp(prefix="reader-", dir=parent))
+
+
+def _command(description: ReaderDescription, private: Path, socket: Path) -> list[str]:
+    parameters = dict(description.parameters)
+    for name, content in description.files.items():
+        parameters[name] = str(_private_file(private / name, content))
+    for name, content in description.secrets.items():
+        parameters[name] = f"+{_private_file(private / name, content)}"
+    return [
+        "nbdkit",
+        "--foreground",
+        "--exit-with-parent",
+        "--readonly",
+        "--newstyle",
+        "--unix",
+        str(socket),
+        *(f"--filter={each}" for each in description.filters),
+        description.plugin,
+        *(f"{name}={value}" for name, value in parameters.items()),
+    ]
+
+
+def _private_file(path: Path, content: str) -> Path:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content)
+    return path
+
+
+async def _wait_until_listening(reader: Reader, name: str, disk: str) -> None:
+    death = asyncio.create_task(reader.died())
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while not reader.socket.exists():
+                done, _ = await asyncio.wait([death], timeout=0.01)
+                if done:
+                    raise ReaderUnsuitable(name, disk, death.result())
+    except TimeoutError as error:
+        raise ReaderUnsuitable(name, disk, f"nbdkit does not listen: {reader.last_words()}", retryable=True) from error
+    finally:
+        death.cancel()
