@@ -14,6 +14,7 @@ from pyVmomi import vim, vmodl
 
 from conftest import Vcenter, disks
 from sendense_lab.client import LabClient
+from sendense_lab.errors import LabError
 
 query = vmodl.query.PropertyCollector
 
@@ -206,3 +207,54 @@ def test_removal_without_consolidation_is_visible_until_it_is_done(vcenter: Vcen
 def test_methods_that_the_lab_lacks_say_so(vcenter: Vcenter, vm_json: dict[str, Any]) -> None:
     with pytest.raises(vmodl.fault.NotSupported):
         vcenter.vm(vm_json["moref"]).SuspendVM_Task()
+
+
+def test_all_snapshots_can_be_removed_at_once(vcenter: Vcenter, vm_json: dict[str, Any]) -> None:
+    vm = vcenter.vm(vm_json["moref"])
+    first = vcenter.snapshot(vm, "first")
+    vcenter.snapshot(vm, "second")
+    WaitForTask(first.RemoveSnapshot_Task(removeChildren=True))
+    assert vm.snapshot is None
+    vcenter.snapshot(vm, "third")
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    assert vm.snapshot is None
+    assert not vm.runtime.consolidationNeeded
+    assert disks(vm.config)[0].backing.parent is None
+
+
+def test_power_changes_once(lab: LabClient, vcenter: Vcenter, vm_json: dict[str, Any]) -> None:
+    vm = vcenter.vm(vm_json["moref"])
+    WaitForTask(vm.PowerOffVM_Task())
+    assert vm.runtime.powerState == "poweredOff"
+    with pytest.raises(vim.fault.InvalidPowerState):
+        WaitForTask(vm.PowerOffVM_Task())
+    with pytest.raises(LabError):  # its guest does nothing
+        lab.guest_run(vm_json["moref"], share=0.1)
+    WaitForTask(vm.PowerOnVM_Task())
+    assert vm.runtime.powerState == "poweredOn"
+
+
+def test_a_filter_reports_what_changed_since_the_last_version(vcenter: Vcenter, vm_json: dict[str, Any]) -> None:
+    collector, vm = vcenter.content.propertyCollector, vcenter.vm(vm_json["moref"])
+    spec = query.FilterSpec(
+        objectSet=[query.ObjectSpec(obj=vm)],
+        propSet=[query.PropertySpec(type=vim.VirtualMachine, pathSet=["name", "snapshot"])],
+    )
+    watched = collector.CreateFilter(spec, True)
+    options = query.WaitOptions(maxWaitSeconds=0)
+    first = collector.WaitForUpdatesEx("", options)
+    entered = first.filterSet[0].objectSet[0]
+    assert entered.kind == "enter"
+    assert [change.name for change in entered.changeSet] == ["name"]
+    assert collector.WaitForUpdatesEx(first.version, options) is None
+    snapshot = vcenter.snapshot(vm, "seen")
+    # WaitForTask used the same collector: start over, as a client must after InvalidCollectorVersion.
+    with pytest.raises(vmodl.query.InvalidCollectorVersion):
+        collector.WaitForUpdatesEx(first.version, options)
+    again = collector.CheckForUpdates("")
+    changes = {change.name for change in again.filterSet[0].objectSet[0].changeSet}
+    assert changes == {"name", "snapshot"}
+    vcenter.remove(snapshot)
+    watched.Destroy()
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        watched.Destroy()
