@@ -16,6 +16,8 @@ from sendense_access.keys import SigningKey, write_workload_identities
 from sendense_rpc.server import Service, serve
 from sendense_rpc.settings import ServiceSettings
 
+pytest_plugins = ["whole_node"]
+
 
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:

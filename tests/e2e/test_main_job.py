@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_support import kept_snapshot
 
 from sendense_lab.client import LabClient
+from whole_node import kept_snapshot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -78,3 +78,10 @@ def api(node: RunningNode) -> Iterator[Api]:
     api = Api(node)
     yield api
     api.client.close()
+
+
+def kept_snapshot(lab: LabClient, vm: str, backup_id: str) -> str:
+    """Returns the name of the snapshot that a backup was made from; the lab keeps its content after its removal."""
+    names = [snapshot["name"] for snapshot in lab.snapshots(vm) if backup_id in snapshot["name"]]
+    assert len(names) == 1, names
+    return str(names[0])
