@@ -7,10 +7,11 @@ and does not open what is neither file nor directory. Names in the stream begin 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from sendense_restore.programs import end_group
 
 _CHUNK = 512 << 10
 _MOST_COMPLAINTS = 4096
@@ -63,10 +64,13 @@ async def tar_stream(directory: int) -> AsyncIterator[AsyncIterator[bytes]]:
     try:
         yield _chunks(process, complaints)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await asyncio.shield(asyncio.gather(process.wait(), complaints))
+        await asyncio.shield(_end(process, complaints))
+
+
+async def _end(process: asyncio.subprocess.Process, complaints: asyncio.Task[str]) -> None:
+    complaints.cancel()
+    await asyncio.wait([complaints])
+    await end_group(process)
 
 
 async def _chunks(process: asyncio.subprocess.Process, complaints: asyncio.Task[str]) -> AsyncIterator[bytes]:

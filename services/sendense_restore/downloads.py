@@ -92,7 +92,7 @@ class Downloads:
             first = await asyncio.shield(ahead) if request.method != "HEAD" else b""
             await response.prepare(request)
             if request.method != "HEAD" and chosen.length:
-                await self._pump(request, response, fd, chosen, first)
+                await self._pump(response, fd, chosen, first)
         except OSError as error:
             if not response.prepared:
                 raise FileUnreadable(path.display, error.strerror or str(error)) from error
@@ -102,9 +102,7 @@ class Downloads:
             await asyncio.shield(asyncio.wait([ahead]))
         return response
 
-    async def _pump(
-        self, request: web.Request, response: web.StreamResponse, fd: int, chosen: Selection, first: bytes
-    ) -> None:
+    async def _pump(self, response: web.StreamResponse, fd: int, chosen: Selection, first: bytes) -> None:
         chunk, position, end = first, chosen.start, chosen.start + chosen.length
         while True:
             position += len(chunk)

@@ -97,8 +97,8 @@ class KernelBackend:
     async def _roll_back(self, place: Place) -> None:
         try:
             await self.unmount(place)
-        except TeardownError as error:
-            log.error("a failed mount is not undone; the next start of the service tries again", why=str(error))
+        except TeardownError:
+            log.exception("a failed mount is not undone; the next start of the service tries again")
 
     async def _mount(self, backup_id: str, disks: Sequence[Disk], place: Place) -> Tree:
         await asyncio.to_thread(place.make)

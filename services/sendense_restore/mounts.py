@@ -88,8 +88,8 @@ class Mounts:
             log.warning("cleaning up a mount of an earlier run", mount_id=place.mount_id)
             try:
                 await self._backend.unmount(place)
-            except TeardownError as error:
-                log.error("a mount of an earlier run cannot be undone", mount_id=place.mount_id, why=str(error))
+            except TeardownError:
+                log.exception("a mount of an earlier run cannot be undone", mount_id=place.mount_id)
         for row in await self._store.all():
             self._spawn(self._give_back_until_done(row.mount_id, row.backup_id))
 
@@ -257,8 +257,8 @@ class Mounts:
         except MountBusy as error:
             log.info("not unmounted, since it is used", mount_id=mount.mount_id, users=error.users)
             mount.touch()
-        except UnmountFailed as error:
-            log.error("cannot unmount", mount_id=mount.mount_id, why=str(error))
+        except UnmountFailed:
+            log.exception("cannot unmount", mount_id=mount.mount_id)
             await asyncio.sleep(_RENEW_RETRY_SECONDS)
 
     async def _renew(self, mount: Mount) -> float:
@@ -283,8 +283,8 @@ class Mounts:
             await mount.wait_unused(_CUT_SECONDS)
             try:
                 await self._backend.unmount(mount.place)
-            except TeardownError as error:
-                log.error("a failed mount is not undone", mount_id=mount.mount_id, why=str(error))
+            except TeardownError:
+                log.exception("a failed mount is not undone", mount_id=mount.mount_id)
         await self._give_back(mount.mount_id, mount.backup_id)
 
     async def close(self) -> None:

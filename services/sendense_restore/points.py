@@ -1,4 +1,4 @@
-"""What this service asks of others: which backup is meant, what its restore point is, and to keep it while it is read."""
+"""What this service asks of others: which backup is meant, what its restore point is, and to keep it."""
 
 from __future__ import annotations
 

@@ -10,11 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
+log = structlog.get_logger()
+
 DEADLINE: Final = 30.0
+_KILL_SECONDS = 5.0
+_DRAIN_BYTES = 1 << 18
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -74,10 +81,27 @@ async def run(command: Sequence[str], *, ok: frozenset[int] = frozenset({0}), de
         raise ProgramError(command[0], None, f"did not end within {deadline:g} s") from error
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.shield(process.wait())
+            await asyncio.shield(end_group(process))
     status = process.returncode if process.returncode is not None else -1
     if status not in ok:
         raise ProgramError(command[0], status, stderr.decode("utf-8", "replace").strip())
     return Ended(status, stdout)
+
+
+async def end_group(process: asyncio.subprocess.Process) -> None:
+    """Kills a program that leads a session of its own, with its helpers, and waits for it, for some seconds.
+
+    What it still has to say is read and thrown away: asyncio sees the end of a process only after that of its pipes.
+    A program that hangs in the kernel cannot be killed; it is left to its fate and the log says so.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        async with asyncio.timeout(_KILL_SECONDS):
+            while process.stdout is not None and await process.stdout.read(_DRAIN_BYTES):
+                pass
+            while process.stderr is not None and await process.stderr.read(_DRAIN_BYTES):
+                pass
+            await process.wait()
+    except TimeoutError:
+        log.error("a program does not end although it was killed", pid=process.pid)  # noqa: TRY400 - it has no news

@@ -27,7 +27,9 @@ log = structlog.get_logger()
 
 _BUSY_SECONDS = 2.0
 """A program that looked in passing (udev, a scanner) gets so long to let go before it is cut off."""
-_SETTLE_SECONDS = 10.0
+_LOOP_SECONDS = 2.0
+"""Below a tree that was cut off, a loop device stays until its user ends, and then goes by itself."""
+_END_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
 
@@ -84,7 +86,7 @@ async def _unmount_volumes(place: Place) -> None:
 async def _free_loops(place: Place) -> None:
     for device in await asyncio.to_thread(loops.attached_below, place.work):
         await loops.detach(device)
-    if not await _settles(lambda: not loops.attached_below(place.work)):
+    if not await _settles(lambda: not loops.attached_below(place.work), _LOOP_SECONDS):
         log.warning("a loop device stays until its last user lets go", mount_id=place.mount_id)
 
 
@@ -100,14 +102,14 @@ async def _stop_daemon(place: Place, daemon: StorageDaemon | None) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        if await _settles(lambda: place.recorded_daemon() is None):
+        if await _settles(lambda: place.recorded_daemon() is None, _END_SECONDS):
             place.qmp_socket.unlink(missing_ok=True)
             return
     raise StorageDaemonError("stop", f"process {pid} does not end")
 
 
-async def _settles(is_done: Callable[[], bool]) -> bool:
-    deadline = asyncio.get_running_loop().time() + _SETTLE_SECONDS
+async def _settles(is_done: Callable[[], bool], seconds: float) -> bool:
+    deadline = asyncio.get_running_loop().time() + seconds
     while not await asyncio.to_thread(is_done):
         if asyncio.get_running_loop().time() > deadline:
             return False

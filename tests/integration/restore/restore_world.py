@@ -1,0 +1,232 @@
+"""The restore service on its real sockets, between hand-written backup and repository services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from restore_images import Images, Point
+
+from conftest import serving
+from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense.repository.v1 import layer_pb2, point_pb2, point_pb2_grpc
+from sendense.restore.v1 import restore_pb2, restore_pb2_grpc
+from sendense_access.keys import SigningKey
+from sendense_db.engine import Database
+from sendense_restore import loops, mount_table
+from sendense_restore.config import RestoreSettings
+from sendense_restore.main import build
+from sendense_restore.store import MountStore, metadata
+from sendense_rpc.channel import Peer, unix_peer
+from sendense_rpc.errors import Kind, SendenseError
+from sendense_rpc.identity import current_caller
+from sendense_rpc.server import Service, Servicer
+from sendense_rpc.settings import ServiceSettings
+
+
+async def _unused(_self: object, request: Any, context: Any) -> Any:
+    raise SendenseError("the fake has no such call", kind=Kind.UNIMPLEMENTED, reason="FAKE")
+
+
+class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
+    """Knows backups, by unique prefix, and their status."""
+
+    StartBackup = ListBackups = DeleteBackup = GetChain = CancelBackup = ListLogEntries = WatchBackup = _unused
+
+    def __init__(self, points: dict[str, Point]) -> None:
+        self.points = points
+
+    async def GetBackup(self, request: backup_pb2.GetBackupRequest, context: Any) -> backup_pb2.Backup:
+        found = [p for p in self.points.values() if p.backup_id.startswith(request.backup_id)]
+        if len(found) != 1:
+            reason = "AMBIGUOUS_BACKUP_ID" if found else "BACKUP_NOT_FOUND"
+            kind = Kind.INVALID_ARGUMENT if found else Kind.NOT_FOUND
+            raise SendenseError(f"{len(found)} backups for {request.backup_id}", kind=kind, reason=reason)
+        return backup_pb2.Backup(backup_id=found[0].backup_id, status=found[0].status)
+
+
+class FakePoints(point_pb2_grpc.PointServiceServicer):
+    """Knows restore points, and who holds a lease on them."""
+
+    CommitPoint = GetLatestPoint = GetChains = DeletePoint = _unused
+
+    def __init__(self, points: dict[str, Point]) -> None:
+        self.points = points
+        self.leases: dict[tuple[str, str], int] = {}
+        self.callers: set[str] = set()
+
+    async def GetPoint(self, request: point_pb2.GetPointRequest, context: Any) -> point_pb2.Point:
+        assert any(backup_id == request.backup_id for backup_id, _ in self.leases), "read without a lease"
+        point = next(p for p in self.points.values() if p.backup_id == request.backup_id)
+        layers = [layer_pb2.Layer(disk_id=disk, path=str(path), state="sealed") for disk, path in point.layers.items()]
+        return point_pb2.Point(backup_id=point.backup_id, layers=layers)
+
+    async def LeasePoint(self, request: point_pb2.LeasePointRequest, context: Any) -> point_pb2.Lease:
+        caller = current_caller()
+        assert caller is not None
+        self.callers.add(caller.subject)
+        key = (request.backup_id, request.holder)
+        self.leases[key] = self.leases.get(key, 0) + 1
+        return point_pb2.Lease(backup_id=request.backup_id, holder=request.holder)
+
+    async def ReleaseLease(self, request: point_pb2.ReleaseLeaseRequest, context: Any) -> Any:
+        self.leases.pop((request.backup_id, request.holder), None)
+        return point_pb2.ReleaseLeaseResponse()
+
+
+class World:
+    """What a test talks to."""
+
+    def __init__(self, settings: RestoreSettings, images: Images) -> None:
+        self.settings = settings
+        self.images = images
+        self.fake_backups = FakeBackups(images.points)
+        self.fake_points = FakePoints(images.points)
+        self.peer: Peer = unix_peer(settings.socket("restore"), settings.identity_file("gateway"))
+        self.stub = restore_pb2_grpc.RestoreServiceStub(self.peer.channel)
+        self.http = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(settings.http_socket)))
+
+    async def close(self) -> None:
+        await self.http.close()
+        await self.peer.close()
+
+    async def mount(self, name: str, request_id: str = "") -> restore_pb2.Mount:
+        request = restore_pb2.MountBackupRequest(
+            backup_id=self.images.points[name].backup_id, mode="read-only", request_id=request_id
+        )
+        return await self.peer.call(self.stub.MountBackup, request)
+
+    async def unmount(self, mount_id: str, *, force: bool = False) -> None:
+        request = restore_pb2.UnmountBackupRequest(mount_id=mount_id, force=force)
+        await self.peer.call(self.stub.UnmountBackup, request, timeout=60)
+
+    async def mounts(self) -> list[restore_pb2.Mount]:
+        answer = await self.peer.call(self.stub.ListMounts, restore_pb2.ListMountsRequest())
+        return list(answer.mounts)
+
+    async def page(self, mount_id: str, path: str, size: int = 0, token: str = "") -> restore_pb2.ListFilesResponse:
+        request = restore_pb2.ListFilesRequest(mount_id=mount_id, path=path, page_size=size, page_token=token)
+        return await self.peer.call(self.stub.ListFiles, request)
+
+    async def entries(self, mount_id: str, path: str) -> dict[str, restore_pb2.FileEntry]:
+        return {entry.name: entry for entry in (await self.page(mount_id, path, 1000)).entries}
+
+    def url(self, mount_id: str) -> str:
+        return f"http://localhost/api/v1/restore/{mount_id}/download"
+
+    def headers(self, role: str = "restore") -> dict[str, str]:
+        key = SigningKey.load_or_create(self.settings.root / "keys")
+        return {"Authorization": f"Bearer {key.sign('ann', role, 600)}"}
+
+    def get(self, mount_id: str, path: str, method: str = "GET", **headers: str) -> Any:
+        return self.http.request(method, self.url(mount_id), params={"path": path}, headers=self.headers() | headers)
+
+    async def download(self, mount_id: str, path: str) -> bytes:
+        async with self.get(mount_id, path) as response:
+            body = await response.read()
+            assert response.status == 200, body
+            return body
+
+    async def assert_files(self, mount_id: str, name: str) -> None:
+        point = self.images.points[name]
+        for path, content in point.files.items():
+            assert await self.download(mount_id, path.replace("\\", "\\\\")) == content, path
+        for path in point.gone:
+            async with self.get(mount_id, path) as response:
+                assert response.status == 404, path
+
+
+def left_on_host(home: Path) -> list[str]:
+    """Mounts, loop devices, processes and files of mounts below a state directory."""
+    left = [f"mount {entry.path}" for entry in mount_table.mounts_below(home) if entry.path != home]
+    left += [f"loop {device}" for device in loops.attached_below(home)]
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                command = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if os.fsencode(home) in command:
+                left.append(f"process {process.name} {command!r}")
+    for directory in (home / "restore", home / "mnt"):
+        left += [f"file {path}" for path in (directory.iterdir() if directory.exists() else ())]
+    return left + [f"socket {path}" for path in (home / "run").glob("restore-*.qmp")]
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+    """Waits until something is so; fails when it does not become so in time."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.02)
+
+
+async def create_tables(settings: ServiceSettings) -> None:
+    database = Database(settings.catalogue_url)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    await database.close()
+
+
+async def rows(settings: ServiceSettings) -> list[str]:
+    database = Database(settings.catalogue_url)
+    found = [row.mount_id for row in await MountStore(database).all()]
+    await database.close()
+    return found
+
+
+async def _healthy() -> None:
+    return None
+
+
+@asynccontextmanager
+async def neighbours(world: World) -> AsyncIterator[None]:
+    """Runs the fake backup and repository services."""
+    backups = Servicer(
+        "sendense.backup.v1.BackupService", world.fake_backups, backup_pb2_grpc.add_BackupServiceServicer_to_server
+    )
+    points = Servicer(
+        "sendense.repository.v1.PointService", world.fake_points, point_pb2_grpc.add_PointServiceServicer_to_server
+    )
+    async with (
+        serving(Service("backup", [backups], _healthy), world.settings),
+        serving(Service("repository", [points], _healthy), world.settings),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def restore_world(images: Images, **changes: Any) -> AsyncIterator[World]:
+    """The whole world, with the restore service in this process; nothing may be left of it at the end."""
+    settings = RestoreSettings(**changes)
+    await create_tables(settings)
+    async with AsyncExitStack() as stack:
+        world = World(settings, images)
+        stack.push_async_callback(world.close)
+        await stack.enter_async_context(neighbours(world))
+        service = await stack.enter_async_context(build(settings))
+        await stack.enter_async_context(serving(service, settings))
+        yield world
+    assert left_on_host(settings.root) == []
+    assert world.fake_points.leases == {}
+    assert await rows(settings) == []
+
+
+async def start_process(settings: RestoreSettings, **environment: str) -> asyncio.subprocess.Process:
+    """Starts the service as an operator would; ready when its socket answers."""
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).parent / "sendense-restore",
+        env={**os.environ, "SENDENSE_HOME": str(settings.root), **environment},
+    )
+    async with asyncio.timeout(30):
+        while not settings.socket("restore").exists():
+            assert process.returncode is None, "the service ended"
+            await asyncio.sleep(0.02)
+    return process
