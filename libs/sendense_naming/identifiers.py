@@ -2,27 +2,28 @@
 
 What always holds: an identifier consists of ASCII letters, digits, `.`, `_` and `-`, begins with a letter or digit,
 holds no `/`, and is no longer than its limit. Two different VM names (or context ids) never give the same one at the
-same moment: where a name had to change or be cut, a hash of the whole name stays in it.
+same moment: where a name had to change or be cut, a hash of the whole name stays in it. The rule for export names is in
+`exports`.
 
     slug("pgtest2")                                          -> "pgtest2"
     slug("SQL Server (prod)")                                -> "SQL-Server-prod-1f4e0c2b"
     backup_id("pgtest2", moment)                             -> "backup-pgtest2-20251004120000"
     vm_context_id("pgtest2", moment)                         -> "ctx-pgtest2-20251005-120000"
-    export_name("ctx-pgtest2-20251005-120000", 0, "full", moment)
-                                     -> "backup-ctx-pgtest2-20251005-120000-disk0-full-20251005T120000"
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import datetime
+
+from sendense_naming.exports import export_name
+from sendense_naming.moments import utc
+
+__all__ = ["MAX_IDENTIFIER", "MAX_SLUG", "MAX_SUFFIX", "backup_id", "export_name", "slug", "vm_context_id"]
 
 MAX_IDENTIFIER = 64
 """Longest backup or context id; the catalogue's column is as wide (the spec's VARCHAR(64))."""
-
-MAX_EXPORT_NAME = 63
-"""Longest NBD export name; the spec asks for fewer than 64 characters."""
 
 MAX_SLUG = 37
 """Longest slug: it leaves room for prefix, moment and a suffix of five characters in a backup id."""
@@ -33,9 +34,6 @@ MAX_SUFFIX = 9999
 _HASH_DIGITS = 8
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._]+")
-
-EXPORT_TYPES = {"full": "full", "incremental": "incr"}
-"""How a backup type is spelled in an export name."""
 
 
 def slug(name: str, limit: int = MAX_SLUG) -> str:
@@ -64,32 +62,12 @@ def backup_id(vm_name: str, moment: datetime, suffix: int = 0) -> str:
         moment: When the backup was asked for, with a time zone.
         suffix: 0, or a number from 2 when the identifier of that second is taken.
     """
-    return f"backup-{slug(vm_name)}-{_utc(moment):%Y%m%d%H%M%S}{_suffix(suffix)}"
+    return f"backup-{slug(vm_name)}-{utc(moment):%Y%m%d%H%M%S}{_suffix(suffix)}"
 
 
 def vm_context_id(vm_name: str, moment: datetime, suffix: int = 0) -> str:
     """Returns `ctx-{vm_name}-{YYYYMMDD-hhmmss}`; the arguments are those of `backup_id`."""
-    return f"ctx-{slug(vm_name)}-{_utc(moment):%Y%m%d-%H%M%S}{_suffix(suffix)}"
-
-
-def export_name(context_id: str, disk_id: int, backup_type: str, moment: datetime) -> str:
-    """Returns `backup-{vmContextID}-disk{diskID}-{full|incr}-{YYYYMMDDThhmmss}`, at most 63 characters.
-
-    Args:
-        context_id: The VM's context in the catalogue.
-        disk_id: Number allotted to the disk, from 0.
-        backup_type: `full` or `incremental`.
-        moment: When the export is made, with a time zone. A name is never used twice: who finds it taken asks for the
-            next second's.
-    """
-    if disk_id < 0:
-        raise ValueError(f"disk {disk_id} has no number yet")
-    tail = f"-disk{disk_id}-{EXPORT_TYPES[backup_type]}-{_utc(moment):%Y%m%dT%H%M%S}"
-    room = MAX_EXPORT_NAME - len("backup-") - len(tail)
-    if len(context_id) > room or not _PLAIN.fullmatch(context_id):
-        head = _FOREIGN.sub("-", context_id)[: room - _HASH_DIGITS - 1].rstrip("-._")
-        context_id = f"{head}-{_digest(context_id)}"
-    return f"backup-{context_id}{tail}"
+    return f"ctx-{slug(vm_name)}-{utc(moment):%Y%m%d-%H%M%S}{_suffix(suffix)}"
 
 
 def _digest(text: str) -> str:
@@ -100,9 +78,3 @@ def _suffix(number: int) -> str:
     if not 0 <= number <= MAX_SUFFIX:
         raise ValueError(f"more than {MAX_SUFFIX} identifiers in one second")
     return f"-{number}" if number else ""
-
-
-def _utc(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError("a moment without a time zone names no second")
-    return moment.astimezone(UTC)
