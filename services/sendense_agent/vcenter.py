@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from xml.parsers.expat import ExpatError
 
 import structlog
-from pyVim.connect import SmartConnect
+from pyVim.connect import SmartStubAdapter
 from pyVmomi import vim, vmodl
 
 from sendense_agent.accounts import Account, read_accounts
@@ -49,7 +49,8 @@ class VCenter:
         self._service: Any = None
         self._uuid = ""
         self._pin: Pin | None = None
-        self._login = threading.Lock()
+        self._logins = 0
+        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"vcenter-{account.name}")
 
     async def read(self, action: str, work: Callable[[Any], Result]) -> Result:
@@ -98,6 +99,7 @@ class VCenter:
             self._service.content.sessionManager.Logout()
         except (*_LOST, vmodl.MethodFault) as error:
             log.debug("no logout", vcenter=self.account.name, error=str(error))
+        self._forget()
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -112,30 +114,34 @@ class VCenter:
             raise VCenterUnavailable(self.account.name, str(error) or type(error).__name__) from error
 
     def _attempt(self, work: Callable[[Any], Result], *, repeatable: bool) -> Result:
-        service = self._session()
+        service, logins = self._session()
         try:
             return work(service)
         except vim.fault.NotAuthenticated:
             log.info("the session expired, logging in again", vcenter=self.account.name)
-            self._log_in_again(service)
+            self._log_in_again(service, logins)
             return work(service)
         except _LOST as error:
             if not repeatable:
                 raise
             log.info("the connection was lost, asking again", vcenter=self.account.name, error=str(error))
             self._forget(service)
-            return work(self._session())
+            return work(self._session()[0])
 
-    def _session(self) -> Any:
-        with self._login:
+    def _session(self) -> tuple[Any, int]:
+        """Returns the session's service instance, logged in, and how many logins there have been."""
+        with self._lock:
             if self._service is None:
                 self._pin = find_pin(self.account)
                 self._service = self._connect(self._pin)
-            return self._service
+                self._logins += 1
+            return self._service, self._logins
 
     def _forget(self, service: Any = None) -> None:
-        with self._login:
-            if service is None or self._service is service:
+        """Gives a session's connections up; the next call logs in anew."""
+        with self._lock:
+            if self._service is not None and service in (None, self._service):
+                _drop_connections(self._service)
                 self._service = None
 
     def _connect(self, pin: Pin) -> Any:
@@ -143,36 +149,50 @@ class VCenter:
         context = pin.context()
         check_server(account, context)
         try:
-            service = SmartConnect(
+            stub = SmartStubAdapter(
                 host=account.host,
                 port=account.port,
-                user=account.username,
-                pwd=account.read_password(),
                 sslContext=context,
                 httpConnectionTimeout=REQUEST_SECONDS,
                 connectionPoolTimeout=IDLE_SECONDS,
             )
-        except vim.fault.InvalidLogin as error:
-            raise VCenterLoginRefused(account.name, account.username) from error
-        except (*_LOST, vmodl.MethodFault):
+        except _LOST:
             raise
         except Exception as error:  # pyVmomi raises a bare Exception for "not a VIM server"
             if type(error) is not Exception:
                 raise
             raise VCenterUnavailable(account.name, str(error)) from error
-        log.info("logged in", vcenter=account.name, version=service.content.about.version)
+        service = vim.ServiceInstance("ServiceInstance", stub)
+        try:
+            self._log_in(service)
+            log.info("logged in", vcenter=account.name, version=service.content.about.version)
+        except BaseException:
+            _drop_connections(service)
+            raise
         return service
 
-    def _log_in_again(self, service: Any) -> None:
-        """Logs in on the same connection adapter, so that managed objects in hand stay good."""
-        with self._login:
-            manager = service.content.sessionManager
-            if manager.currentSession:
-                return
-            try:
-                manager.Login(self.account.username, self.account.read_password(), None)
-            except vim.fault.InvalidLogin as error:
-                raise VCenterLoginRefused(self.account.name, self.account.username) from error
+    def _log_in(self, service: Any) -> None:
+        account = self.account
+        try:
+            service.content.sessionManager.Login(account.username, account.read_password(), None)
+        except vim.fault.InvalidLogin as error:
+            raise VCenterLoginRefused(account.name, account.username) from error
+
+    def _log_in_again(self, service: Any, logins: int) -> None:
+        """Logs in on the same connection adapter, so that managed objects in hand stay good.
+
+        Args:
+            service: The session that expired.
+            logins: How many logins there were when its work began: with more, another thread was quicker.
+        """
+        with self._lock:
+            if self._logins == logins:
+                self._log_in(service)
+                self._logins += 1
+
+
+def _drop_connections(service: Any) -> None:
+    service._stub.DropConnections()  # noqa: SLF001  # pyVmomi's adapter has no public name
 
 
 class VCenters:

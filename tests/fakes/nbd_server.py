@@ -18,7 +18,9 @@ def make_qcow2(path: Path, size: int) -> Path:
 @asynccontextmanager
 async def storage_daemon(socket: Path, exports: dict[str, Path]) -> AsyncIterator[asyncio.subprocess.Process]:
     """Serves qcow2 images, writable, for the time of the block."""
-    arguments = ["--nbd-server", f"addr.type=unix,addr.path={socket}"]
+    ready = socket.with_suffix(".pid")  # written once everything is served
+    ready.unlink(missing_ok=True)
+    arguments = ["--pidfile", str(ready), "--nbd-server", f"addr.type=unix,addr.path={socket}"]
     for index, (name, image) in enumerate(exports.items()):
         arguments += [
             "--blockdev",
@@ -32,7 +34,7 @@ async def storage_daemon(socket: Path, exports: dict[str, Path]) -> AsyncIterato
     process = await asyncio.create_subprocess_exec("qemu-storage-daemon", *arguments)
     try:
         async with asyncio.timeout(10):
-            while not socket.exists():  # noqa: ASYNC240  # a stat
+            while not ready.exists():  # a stat
                 assert process.returncode is None, "qemu-storage-daemon ended"
                 await asyncio.sleep(0.01)
         yield process
