@@ -33,8 +33,9 @@ async def wait_until_ready(settings: NodeSettings) -> str:
     """
     try:
         async with asyncio.timeout(settings.ready_seconds):
-            await asyncio.gather(*(_until(functools.partial(_serving, settings, name)) for name in SERVICES))
-            await _until(functools.partial(_enrolled, settings))
+            # Enrolled as early as can be: a refused agent waits longer before each new try.
+            enrolment = _until(functools.partial(_enrolled, settings))
+            await asyncio.gather(enrolment, *(_until(functools.partial(_serving, settings, name)) for name in SERVICES))
             await _until(functools.partial(_vms_listed, settings))
     except TimeoutError as error:
         raise NotReadyError(await _what_is_missing(settings)) from error
