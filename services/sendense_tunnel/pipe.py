@@ -17,6 +17,8 @@ from typing_extensions import override
 from sendense_tunnel.byte_stream import ByteStream
 from sendense_tunnel.socket_buffers import connected_unix_socket
 
+UNSENT_BYTES = 1 << 20
+"""How much may wait for a slow reader before the peer is paused: one NBD request of the copy engine."""
 HELD_BYTES = 64 << 10
 """How much an end may hold before it is joined: more than any negotiation needs."""
 
@@ -145,6 +147,7 @@ class SocketEnd(End, asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=UNSENT_BYTES)
 
     @override
     def data_received(self, data: bytes) -> None:
