@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from sqlalchemy import make_url
 
 from sendense_rpc.settings import ServiceSettings
 
@@ -44,9 +43,14 @@ class BackupSettings(ServiceSettings):
     @property
     def workflow_url(self) -> str:
         """SQLAlchemy URL of the durable workflows' database: an own file beside SQLite, else the catalogue's server."""
-        if not self.database_url or make_url(self.database_url).get_backend_name() == "sqlite":
+        if self.embedded:
             return f"sqlite:///{self.root / 'db' / 'dbos.sqlite'}"
-        return make_url(self.database_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        return "postgresql+psycopg://" + self.database_url.partition("://")[2]
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the catalogue is the embedded SQLite file."""
+        return self.catalogue_url.startswith("sqlite")
 
     @property
     def executor_lock(self) -> Path:

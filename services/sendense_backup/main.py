@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from sendense.backup.v1 import backup_pb2_grpc
 from sendense_backup.backups import Backups
@@ -17,7 +16,6 @@ from sendense_backup.store import Catalogue
 from sendense_backup.workflows.engine import Engine
 from sendense_backup.workflows.runtime import Observer, Runtime
 from sendense_backup.workflows.sweep import Sweeper
-from sendense_db.engine import Database
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.server import Service, Servicer, run
 
@@ -33,28 +31,30 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
         observer: Sees the steps pass; for tests.
     """
     identity = settings.identity_file(NAME)
+    async with AsyncExitStack() as stack:
 
-    def peer(service: str) -> Peer:
-        return unix_peer(settings.socket(service), identity)
+        def peer(service: str) -> Peer:
+            opened = unix_peer(settings.socket(service), identity)
+            stack.push_async_callback(opened.close)
+            return opened
 
-    peers = {service: peer(service) for service in ("tunnel", "repository", "exports")}
-    database = Database(settings.catalogue_url)
-    catalogue = Catalogue(database)
-    agents = Agents(peers["tunnel"], identity, await catalogue.installation_id())
-    repository = RepositoryClient(peers["repository"])
-    runtime = Runtime(
-        catalogue=catalogue,
-        agents=agents,
-        repository=repository,
-        exports=ExportsClient(peers["exports"]),
-        settings=settings,
-        observer=observer or Observer(),
-    )
-    engine = Engine(runtime)
-    await engine.start()
-    sweeper = asyncio.create_task(Sweeper(runtime, engine).run())
-    backups = Backups(catalogue, agents, repository, engine, settings.default_repository)
-    try:
+        catalogue = Catalogue(settings.catalogue_url)
+        stack.push_async_callback(catalogue.close)
+        agents = Agents(peer("tunnel"), identity, await catalogue.installation_id())
+        stack.push_async_callback(agents.close)
+        repository = RepositoryClient(peer("repository"))
+        runtime = Runtime(
+            catalogue=catalogue,
+            agents=agents,
+            repository=repository,
+            exports=ExportsClient(peer("exports")),
+            settings=settings,
+            observer=observer or Observer(),
+        )
+        engine = Engine(runtime)
+        await stack.enter_async_context(engine)
+        await stack.enter_async_context(Sweeper(runtime, engine))
+        backups = Backups(catalogue, agents, repository, engine, settings.default_repository)
         yield Service(
             name=NAME,
             servicers=[
@@ -69,17 +69,8 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
                     backup_pb2_grpc.add_VmServiceServicer_to_server,
                 ),
             ],
-            check=database.check,
+            check=catalogue.database.check,
         )
-    finally:
-        sweeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeper
-        await engine.stop()
-        await agents.close()
-        for each in peers.values():
-            await each.close()
-        await database.close()
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ class RepositoryClient:
 
     async def latest_point(self, repository_id: str, vm_uuid: str) -> Point | None:
         """Returns the VM's newest restore point in a repository."""
-        request = point_pb2.GetLatestPointRequest(repository_id=repository_id, vm_uuid=vm_uuid)
+        request = point_pb2.GetLatestPointRequest(repository_id=repository_id, vm_uuid=vm_uuid.lower())
         return await self._point(self._points.GetLatestPoint, request)
 
     async def point(self, backup_id: str) -> Point | None:

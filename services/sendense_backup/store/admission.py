@@ -97,7 +97,7 @@ class Admission:
                 repository_id=new.repository.repository_id,
                 repository_name=new.repository.name,
                 repository_type=new.repository.repository_type,
-                repository_path=f"{new.repository.path}/{new.ref.vm_uuid}",
+                repository_path=f"{new.repository.path}/{new.ref.vm_uuid.lower()}",
                 agent_id=new.agent_id,
                 request_id=new.request_id or None,
                 quiesce=new.quiesce,

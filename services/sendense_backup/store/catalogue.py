@@ -9,12 +9,12 @@ from sqlalchemy.exc import IntegrityError
 
 from sendense_backup.store.admission import Admission
 from sendense_backup.store.contexts import Contexts
+from sendense_backup.store.in_line import InLine
 from sendense_backup.store.job_log import JobLog
 from sendense_backup.store.jobs import Jobs
 from sendense_backup.store.leases import Leases
 from sendense_backup.store.running import Running
 from sendense_backup.store.tables import installation
-from sendense_db.engine import Database
 
 
 class Catalogue:
@@ -29,14 +29,23 @@ class Catalogue:
         log: The job log.
     """
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, url: str) -> None:
+        """Opens the catalogue.
+
+        Args:
+            url: SQLAlchemy URL with an async driver.
+        """
+        self.database = database = InLine(url)
         self.admission = Admission(database)
         self.contexts = Contexts(database)
         self.jobs = Jobs(database)
         self.running = Running(database)
         self.leases = Leases(database)
         self.log = JobLog(database)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self.database.close()
 
     async def installation_id(self) -> str:
         """Returns this installation's id, made up once: only its own snapshots are ever removed."""

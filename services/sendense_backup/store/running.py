@@ -82,6 +82,22 @@ class Running:
         async with self._database.begin() as connection:
             await _mine(connection, backup_id, attempt, **values)
 
+    async def set_type(self, backup_id: str, attempt: int, backup_type: str, parent_backup_id: str) -> None:
+        """Records the job's type and what it builds on; a parent that the catalogue does not know stays empty.
+
+        The repository may hold restore points that this catalogue never saw (another installation's, or of a catalogue
+        that was lost): increments build on them, but a foreign key cannot.
+        """
+        async with self._database.begin() as connection:
+            known = await connection.scalar(select(jobs.c.id).where(jobs.c.id == parent_backup_id))
+            await _mine(connection, backup_id, attempt, backup_type=backup_type, parent_backup_id=known)
+
+    async def enter(self, backup_id: str, attempt: int, phase: str) -> bool:
+        """Records the step that the job is at, and returns whether somebody asked the job to stop."""
+        async with self._database.begin() as connection:
+            await _mine(connection, backup_id, attempt, phase=phase)
+            return bool(await connection.scalar(select(jobs.c.cancel_requested).where(jobs.c.id == backup_id)))
+
     async def start(self, backup_id: str, attempt: int) -> None:
         """Marks the job as running; when it began is kept from its first attempt."""
         async with self._database.begin() as connection:

@@ -82,7 +82,7 @@ async def run(work: Work, step: Step, *arguments: int | str) -> Outcome:
     """
     name = ".".join([step.name, *(str(each) for each in arguments[:1])])
     outcome: Outcome = await DBOS.run_step_async({"name": name}, _execute, name, work, step, *arguments)
-    await work.runtime.observer.recorded(name)
+    await work.runtime.observer.recorded(work.backup_id, name)
     if "failed" in outcome:
         failed = outcome["failed"]
         raise StepFailed(step.name, failed["reason"], failed["message"], failed["help"])
@@ -92,10 +92,12 @@ async def run(work: Work, step: Step, *arguments: int | str) -> Outcome:
 async def _execute(name: str, work: Work, step: Step, *arguments: int | str) -> Outcome:
     structlog.contextvars.bind_contextvars(job=work.backup_id, attempt=work.attempt)
     try:
-        await work.set_job(phase=step.name)
-        if step.cancellable and (await work.job()).cancel_requested:
+        cancel = await work.catalogue.running.enter(work.backup_id, work.attempt, step.name)
+        if cancel and step.cancellable:
             raise Cancelled(work.backup_id)  # noqa: TRY301  # becomes an outcome like any other failure
+        await work.runtime.observer.begins(work.backup_id, name)
         outcome = await step.do(work, *arguments)
+        await work.runtime.observer.executed(work.backup_id, name)
     except Superseded as error:
         raise TakenOver(str(error)) from error
     except SendenseError as error:
@@ -105,7 +107,6 @@ async def _execute(name: str, work: Work, step: Step, *arguments: int | str) -> 
     except Exception as error:  # a defect of ours must end as a failed job, not as a job that never ends
         log.exception("unexpected error in a step", step=step.name)
         outcome = _failure("INTERNAL", f"unexpected {type(error).__name__} in step {step.name}", "See the log.")
-    await work.runtime.observer.executed(name)
     return outcome
 
 

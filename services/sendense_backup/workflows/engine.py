@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 from contextlib import suppress
-from typing import IO
+from typing import IO, Self
 
 import structlog
 from dbos import DBOS, SetWorkflowID
@@ -45,7 +45,7 @@ class AlreadyRunning(SendenseError):
 
 
 class Engine:
-    """Runs the workflows of this process.
+    """Runs the workflows of this process; an async context manager.
 
     Args:
         runtime: What they work with.
@@ -54,6 +54,17 @@ class Engine:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._lock: IO[str] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     async def start(self) -> None:
         """Launches DBOS and recovers what was left pending.
@@ -100,12 +111,13 @@ class Engine:
 
     async def stop(self) -> None:
         """Stops without undoing anything: what is pending goes on at the next start."""
+        if self._lock is None:
+            return  # another engine's workflows, if any, are not ours to stop
         await stop_executions()
         await asyncio.to_thread(DBOS.destroy)
         install(None)
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
+        self._lock = None
 
 
 def _take_lock(settings: BackupSettings) -> IO[str]:

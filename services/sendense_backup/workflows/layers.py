@@ -14,6 +14,8 @@ from sendense_backup.workflows.durable import Outcome
 from sendense_backup.workflows.runtime import Work
 from sendense_rpc.errors import Kind, RemoteError, SendenseError
 
+AREAS_FIXED = "AREAS_FIXED"
+
 
 async def decide_disk(work: Work, position: int) -> Outcome:
     """Decides whether a disk is read fully or incrementally, and records why."""
@@ -102,7 +104,7 @@ async def plan_areas(work: Work, position: int) -> Outcome:
     """
     row = await work.catalogue.running.disk(work.backup_id, position)
     try:
-        areas, changed = await work.runtime.patiently(lambda: _pipe_plan(work, row))
+        areas, changed = await _plan(work, row)
     except RemoteError as error:
         if row.backup_type == INCREMENTAL and error.reason in TURNS_FULL:
             await work.log(
@@ -141,13 +143,31 @@ async def plan_areas(work: Work, position: int) -> Outcome:
     return {"turn_full": ""}
 
 
+async def _plan(work: Work, row: JobDisk) -> tuple[Areas, int]:
+    """Plans a disk; on a new layer when a plan that broke off (the process died in it) left its areas behind."""
+    try:
+        return await work.runtime.patiently(lambda: _pipe_plan(work, row))
+    except RemoteError as error:
+        if error.reason != AREAS_FIXED:
+            raise
+        await work.log("warning", "plan", f"{row.label}: an earlier plan broke off; the layer is made anew")
+    await _discard_layer(work, row)
+    await make_layer(work, row.position)
+    renewed = await work.catalogue.running.disk(work.backup_id, row.position)
+    return await work.runtime.patiently(lambda: _pipe_plan(work, renewed))
+
+
+async def _discard_layer(work: Work, row: JobDisk) -> None:
+    for lease in await work.catalogue.leases.held(work.backup_id, leases.LAYER):
+        if lease.resource == str(row.position):
+            await work.runtime.patiently(lambda: work.runtime.repository.discard_layer(row.layer_id, work.holder))
+            await work.catalogue.leases.end(lease)
+
+
 async def turn_full(work: Work, position: int, agents_reason: str) -> Outcome:
     """Takes back an increment whose changed areas cannot be had: the disk is a full now, and the job says why."""
     row = await work.catalogue.running.disk(work.backup_id, position)
-    for lease in await work.catalogue.leases.held(work.backup_id, leases.LAYER):
-        if lease.resource == str(position):
-            await discard(work, row.layer_id)
-            await work.catalogue.leases.end(lease)
+    await _discard_layer(work, row)
     decision = full(TURNS_FULL[agents_reason])
     await work.set_disk(
         position,
@@ -161,11 +181,6 @@ async def turn_full(work: Work, position: int, agents_reason: str) -> Outcome:
     await _record_type(work)
     await work.log("warning", "turn_full", f"{row.label}: full, {decision.reason}", position=position)
     return {}
-
-
-async def discard(work: Work, layer_id: str) -> None:
-    """Removes a layer that belongs to no restore point."""
-    await work.runtime.patiently(lambda: work.runtime.repository.discard_layer(layer_id, work.holder))
 
 
 async def seal(work: Work, position: int) -> Outcome:
@@ -223,7 +238,5 @@ async def _record_type(work: Work) -> None:
     """Keeps the job's type and parent true to its disks: full only if every disk is."""
     taken = [each for each in (await work.job()).disks if each.status != SKIPPED]
     parents = [each.parent_backup_id for each in taken if each.parent_backup_id]
-    await work.set_job(
-        backup_type=job_type([each.backup_type for each in taken if each.status != PENDING]),
-        parent_backup_id=parents[0] if parents else None,
-    )
+    kind = job_type([each.backup_type for each in taken if each.status != PENDING])
+    await work.catalogue.running.set_type(work.backup_id, work.attempt, kind, parents[0] if parents else "")

@@ -62,8 +62,9 @@ async def _execute(runtime: Runtime, backup_id: str) -> str:
         attempt = await runtime.catalogue.running.claim(backup_id)
         ended = attempt is None
         work = Work(runtime, backup_id, attempt or await runtime.catalogue.running.fence_ended(backup_id))
+        await runtime.observer.begins(backup_id, RELEASE_PHASE)
         left = await _give_back_patiently(work)
-        await runtime.observer.recorded("release")
+        await runtime.observer.executed(backup_id, RELEASE_PHASE)
         if left:
             listed = ", ".join(f"{lease.kind} {lease.resource_id or lease.resource}" for lease in left)
             await work.log("error", "release", f"not given back yet, tried again later: {listed}")

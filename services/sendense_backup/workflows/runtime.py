@@ -26,12 +26,15 @@ Value = TypeVar("Value")
 
 
 class Observer:
-    """Sees the steps pass; tests kill the process from here."""
+    """Sees the steps pass; tests fail a step or kill the process from here. Names are those of `durable.run`."""
 
-    async def executed(self, step: str) -> None:
-        """Called when a step has done its work and DBOS has not recorded it yet."""
+    async def begins(self, backup_id: str, step: str) -> None:
+        """Called before a step does its work; an error fails the step."""
 
-    async def recorded(self, step: str) -> None:
+    async def executed(self, backup_id: str, step: str) -> None:
+        """Called when a step has done its work and DBOS has not recorded it yet; an error fails the step."""
+
+    async def recorded(self, backup_id: str, step: str) -> None:
         """Called when DBOS has recorded a step."""
 
 
@@ -85,7 +88,7 @@ class Work:
         attempt: Claimed by this execution alone; carried by each mutation, so that services refuse older ones.
     """
 
-    runtime: Runtime
+    runtime: Runtime = field(repr=False)
     backup_id: str
     attempt: int
 

@@ -8,6 +8,7 @@ begun by another version. It says what it did in the job's log.
 from __future__ import annotations
 
 import asyncio
+from typing import Self
 
 import structlog
 
@@ -22,7 +23,7 @@ log = structlog.get_logger()
 
 
 class Sweeper:
-    """Looks at all jobs every `sweep_seconds`, and at once when one was handed over.
+    """Looks at all jobs every `sweep_seconds`, and at once when one was handed over; an async context manager.
 
     Args:
         runtime: The parts.
@@ -33,6 +34,16 @@ class Sweeper:
         self._runtime = runtime
         self._engine = engine
         self._rounds: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def run(self) -> None:
         """Sweeps until it is cancelled."""

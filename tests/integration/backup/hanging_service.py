@@ -1,0 +1,38 @@
+"""The real backup service, except that jobs of chosen VMs hang at chosen steps (HANG_AT), to be killed there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+from sendense_backup.config import BackupSettings
+from sendense_backup.main import NAME, build
+from sendense_backup.workflows.runtime import Observer
+from sendense_rpc.server import run
+
+
+class Hanger(Observer):
+    """Leaves a mark and waits for ever when a job reaches its step."""
+
+    def __init__(self, plan: dict[str, list[str]], marks: Path) -> None:
+        self._plan, self._marks = plan, marks
+
+    async def _look(self, backup_id: str, step: str, moment: str) -> None:
+        vm = backup_id.removeprefix("backup-").rsplit("-", 1)[0]
+        if self._plan.get(vm) == [step, moment]:
+            (self._marks / vm).touch()
+            await asyncio.Event().wait()
+
+    async def executed(self, backup_id: str, step: str) -> None:
+        await self._look(backup_id, step, "executed")
+
+    async def recorded(self, backup_id: str, step: str) -> None:
+        await self._look(backup_id, step, "recorded")
+
+
+if __name__ == "__main__":
+    settings = BackupSettings()
+    hanger = Hanger(json.loads(os.environ["HANG_AT"]), Path(os.environ["HANG_MARKS"]))
+    run(lambda: build(settings, hanger), settings, NAME)
