@@ -28,6 +28,10 @@ from sendense_qemu.nodes import Aio
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
 
+MEMORY_BYTES = 4 << 30
+"""A client may have 16 requests of 32 MiB in flight on each connection: without a limit a few clients could take all
+memory of the machine. Twenty of our own copies have 160 MiB in flight (2 connections, 4 requests of 1 MiB each)."""
+
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 _RETRY_SECONDS = 0.01
 _LOG_TAIL_BYTES = 4096
@@ -70,7 +74,14 @@ class StorageDaemon:
         self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, qmp_socket: Path, *, log_path: Path, die_with_parent: bool = False) -> Self:
+    async def start(
+        cls,
+        qmp_socket: Path,
+        *,
+        log_path: Path,
+        die_with_parent: bool = False,
+        memory_bytes: int | None = MEMORY_BYTES,
+    ) -> Self:
         """Starts a daemon with nothing to serve yet.
 
         Args:
@@ -78,6 +89,8 @@ class StorageDaemon:
             log_path: Receives what it prints; overwritten.
             die_with_parent: Kill it when the calling thread ends. Otherwise it outlives its parent and can be
                 taken up with `attach`.
+            memory_bytes: The most memory that it may use for data (RLIMIT_DATA: heap and buffers, no page cache);
+                None for no limit. A request for which there is no room fails; where qemu cannot do that, it ends.
 
         Raises:
             StorageDaemonError: It could not be started within 15 s; carries the end of its log.
@@ -86,7 +99,10 @@ class StorageDaemon:
         _forget(qmp_socket)
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         most_files = "unlimited" if files == resource.RLIM_INFINITY else str(files)
-        command = ["prlimit", f"--nofile={most_files}:{most_files}", "--core=0", "--"]
+        command = ["prlimit", f"--nofile={most_files}:{most_files}", "--core=0"]
+        if memory_bytes is not None:
+            command.append(f"--data={memory_bytes}")
+        command.append("--")
         if die_with_parent:
             command += ["setpriv", "--pdeathsig", "KILL", "--"]
         command += [

@@ -50,11 +50,13 @@ class Admitted:
         id: Names this export of this very file (name, options, inode): equal ids serve the same.
         chain: The image, then the layers below it; one path for raw.
         size_bytes: What clients see.
+        size_warning: How that differs from the file's own size; empty when it does not.
     """
 
     id: str
     chain: tuple[Path, ...]
     size_bytes: int
+    size_warning: str = ""
 
 
 def identify(spec: ExportSpec) -> str:
@@ -91,10 +93,22 @@ def admit(spec: ExportSpec, rules: AdmissionRules) -> Admitted:
         if spec.size_bytes > size:
             raise NotAdmittedError(f"{spec.path} has {size} bytes, less than filesize = {spec.size_bytes}")
         size = spec.size_bytes
-    size = -(-size // _SECTOR) * _SECTOR  # as qemu rounds it; the rest of the last sector reads as zeroes
     if size == 0:
         raise NotAdmittedError(f"{spec.path} is empty")
-    return Admitted(_identity(spec, status), chain, size)
+    return Admitted(_identity(spec, status), chain, *_whole_sectors(spec, size))
+
+
+def _whole_sectors(spec: ExportSpec, size: int) -> tuple[int, str]:
+    """Returns the size as qemu serves it, and a warning when it is another one.
+
+    qemu counts in sectors, and no driver or option of it does not; nbd-server would serve the size as it is.
+    """
+    served = -(-size // _SECTOR) * _SECTOR
+    if served == size:
+        return size, ""
+    effect = "read as zeroes" + ("" if spec.read_only else ", and writing to them makes the file longer")
+    warning = f"{size} bytes are no multiple of {_SECTOR}: {served} are served; the last {served - size} {effect}"
+    return served, warning
 
 
 def _look(path: Path) -> os.stat_result:

@@ -22,6 +22,17 @@ class ExportsSettings(ServiceSettings):
         roots: Folders that images lie below, separated by colons; empty: `$SENDENSE_HOME/backups`.
         device_pattern: Regular expression for whole paths of block devices that may be served.
         apply_seconds: How long the service waits for nbdd to apply a change.
+        lease_seconds: How long an export stays without a sign of life: its holder asks for it again, a client is
+            connected, or its image is written to.
+        sweep_seconds: How often expired leases are looked for.
+        tcp_listen: Where nbdd forwards TCP connections from to the daemon's socket: empty for nowhere, `host:port`, or
+            `config` for `listenaddr` and `port` of the main configuration file. NBD has no authentication: whoever
+            reaches the address reads every export and writes every writable one. Keep it to a trusted network, or put
+            something that authenticates in front of it; agents come through the tunnel, which does.
+        tcp_connections: The most connections that are forwarded at the same time.
+        restart_pause_seconds: The longest pause before a daemon that keeps dying is started again.
+        daemon_memory_mib: The most memory that qemu-storage-daemon may use for data, in MiB; 0 for no limit. Beyond it
+            a request fails, or the daemon ends and is started again; the machine's other processes go on.
     """
 
     model_config = SettingsConfigDict(env_prefix="SENDENSE_EXPORTS_")
@@ -30,6 +41,12 @@ class ExportsSettings(ServiceSettings):
     roots: str = ""
     device_pattern: str = "/dev/vd[b-z]+"
     apply_seconds: float = Field(default=10.0, gt=0)
+    lease_seconds: float = Field(default=6 * 3600.0, gt=0)
+    sweep_seconds: float = Field(default=60.0, gt=0)
+    tcp_listen: str = ""
+    tcp_connections: int = Field(default=64, ge=1)
+    restart_pause_seconds: float = Field(default=0.5, ge=0)
+    daemon_memory_mib: int = Field(default=4096, ge=0)
 
     @property
     def conf_file(self) -> Path:

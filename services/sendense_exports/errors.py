@@ -19,14 +19,14 @@ class ExportNotFoundError(SendenseError):
 
 
 class ExportExistsError(SendenseError):
-    """The name is taken, by something else than what is asked for."""
+    """The name is taken by something else than what is asked for, or was used before."""
 
     def __init__(self, export_name: str, holder: str, what: str) -> None:
         super().__init__(
-            f"export '{export_name}' exists already: {what}",
+            f"the export name '{export_name}' is used: {what}",
             kind=Kind.ALREADY_EXISTS,
             reason="EXPORT_EXISTS",
-            help="Delete it first, or choose another name; names of other jobs' exports are never used again.",
+            help="Choose another name, such as that of the next second; a name that was served is never served again.",
             metadata={"export_name": export_name, "holder": holder},
         )
 

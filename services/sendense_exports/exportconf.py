@@ -7,7 +7,7 @@ cannot honour, disables its export, while one that does not matter is a warning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -26,7 +26,17 @@ _SUPPORTED = frozenset({"exportname", "readonly", "format", "trim", "filesize"})
 _ALWAYS_SO = frozenset({"flush", "fua", "rotational", "sync", "sdp", "splice"})
 """qemu always offers flush and FUA, and the others change no content."""
 _CHANGES_CONTENT = frozenset({"copyonwrite", "temporary", "multifile", "treefiles", "waitfile", "force_tls"})
+_ADDRESS = frozenset({"port", "listenaddr"})
 _GENERIC_SUPPORTED = frozenset({"includedir"})
+_GENERIC_ALWAYS_SO = frozenset({"allowlist", "oldstyle", "max_threads", "splice"})
+"""Every client of the socket may list the exports, which the tunnel refuses to agents; oldstyle is long dead."""
+_NO_EFFECT = {
+    "authfile": "authfile is not enforced: whoever reaches the socket reaches the export",
+    "port": "port has no effect: nothing listens on TCP unless SENDENSE_EXPORTS_TCP_LISTEN says so",
+    "listenaddr": "listenaddr has no effect: nothing listens on TCP unless SENDENSE_EXPORTS_TCP_LISTEN says so",
+    "force_tls": "force_tls has no effect on the Unix socket",
+}
+"""What a warning says of a key that is not supported; of all others: it has no effect here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +91,15 @@ class Configuration:
         exports: The wanted exports by name.
         problems: What is not served, and why.
         warnings: Keys of `[generic]` that have no effect.
+        generic: The keys of `[generic]`.
+        restricted: Exports with an `authfile`, which nothing here enforces.
     """
 
     exports: dict[str, ExportSpec]
     problems: list[Problem]
     warnings: list[str]
+    generic: Mapping[str, str] = field(default_factory=dict)
+    restricted: list[str] = field(default_factory=list)
 
     def problem_of(self, name: str, file: Path) -> Problem | None:
         """Returns what keeps the file from wanting an export that it wanted before, if it is a problem at all."""
@@ -97,16 +111,21 @@ class Configuration:
 
 @dataclass(slots=True)
 class _Draft:
+    served_from: Mapping[str, Path]
     exports: dict[str, ExportSpec] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    restricted: list[str] = field(default_factory=list)
 
 
-def read_configuration(conf_file: Path, served_from: dict[str, Path] | None = None) -> Configuration:
+def read_configuration(
+    conf_file: Path, served_from: Mapping[str, Path] | None = None, *, listens_as_configured: bool = False
+) -> Configuration:
     """Reads the main file and its includedir; blocks for the time of reading.
 
     Args:
         conf_file: nbd-server.conf.
         served_from: For each export that is served now, its file: it wins against another file's of that name.
+        listens_as_configured: Whether `port` and `listenaddr` are heeded (a setting).
 
     Raises:
         KeyFileError: The main file or the folder is unreadable or wrong; nothing may be changed then.
@@ -115,20 +134,23 @@ def read_configuration(conf_file: Path, served_from: dict[str, Path] | None = No
     generic = groups.pop(GENERIC, None)
     if generic is None:
         raise KeyFileError(conf_file, 0, f"has no [{GENERIC}] group")
-    warnings = [
-        f"{conf_file}:{value.line}: {key} has no effect here"
-        for key, value in generic.values.items()
-        if key not in _GENERIC_SUPPORTED
-    ]
-    draft = _Draft()
-    _collect(groups.values(), draft, served_from or {})
+    supported = _GENERIC_SUPPORTED | _GENERIC_ALWAYS_SO | (_ADDRESS if listens_as_configured else frozenset())
+    warnings = [_warning(generic, key) for key in generic.values if key not in supported]
+    draft = _Draft(served_from or {})
+    _collect(groups.values(), draft)
     include = generic.text("includedir")
     if include:
-        _collect_folder(conf_file.parent / include, generic, draft, served_from or {})
-    return Configuration(draft.exports, draft.problems, warnings)
+        _collect_folder(conf_file.parent / include, generic, draft)
+    said = {key: value.text for key, value in generic.values.items()}
+    return Configuration(draft.exports, draft.problems, warnings, said, draft.restricted)
 
 
-def _collect_folder(folder: Path, generic: Group, draft: _Draft, served_from: dict[str, Path]) -> None:
+def _warning(group: Group, key: str) -> str:
+    text = _NO_EFFECT.get(key, f"{key} has no effect here")
+    return f"{group.file}:{group.line_of(key)}: {text}"
+
+
+def _collect_folder(folder: Path, generic: Group, draft: _Draft) -> None:
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix == ".conf" and path.name[0] != ".")
     except OSError as error:
@@ -143,21 +165,23 @@ def _collect_folder(folder: Path, generic: Group, draft: _Draft, served_from: di
         if GENERIC in groups:
             line = groups.pop(GENERIC).line
             draft.problems.append(Problem(file, line, GENERIC, f"[{GENERIC}] belongs into the main file"))
-        _collect(groups.values(), draft, served_from)
+        _collect(groups.values(), draft)
 
 
-def _collect(groups: Iterable[Group], draft: _Draft, served_from: dict[str, Path]) -> None:
+def _collect(groups: Iterable[Group], draft: _Draft) -> None:
     for group in groups:
         try:
             spec = read_export(group)
         except KeyFileError as error:
             draft.problems.append(Problem(error.file, error.line, group.name, error.problem))
             continue
+        if group.text("authfile"):
+            draft.restricted.append(spec.name)
         other = draft.exports.get(spec.name)
         if other is None:
             draft.exports[spec.name] = spec
             continue
-        first, second = (spec, other) if served_from.get(spec.name) == spec.file else (other, spec)
+        first, second = (spec, other) if draft.served_from.get(spec.name) == spec.file else (other, spec)
         draft.exports[spec.name] = first
         draft.problems.append(
             Problem(second.file, second.line, spec.name, f"{first.file}:{first.line} has that name already")
@@ -177,6 +201,9 @@ def read_export(group: Group) -> ExportSpec:
     if not exportname:
         raise KeyFileError(file, group.line, f"[{group.name}] has no exportname")
     path = Path(exportname)
+    if "%s" in exportname:
+        line = group.line_of("exportname")
+        raise KeyFileError(file, line, "exportname holds %s: another file for each client is not supported")
     if not path.is_absolute() or ".." in path.parts:
         line = group.line_of("exportname")
         raise KeyFileError(file, line, f"exportname {exportname!r} is not an absolute path without '..'")
@@ -193,7 +220,7 @@ def read_export(group: Group) -> ExportSpec:
     if size_bytes is not None and size_bytes % _SECTOR:
         raise KeyFileError(file, group.line_of("filesize"), f"filesize is no multiple of {_SECTOR} bytes")
     unknown = group.values.keys() - _SUPPORTED - _ALWAYS_SO - _CHANGES_CONTENT
-    warnings = tuple(f"{file}:{group.line_of(key)}: {key} has no effect here" for key in sorted(unknown))
+    warnings = tuple(_warning(group, key) for key in sorted(unknown))
     return ExportSpec(
         name=group.name,
         path=path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from sendense.exports.v1 import exports_pb2_grpc
 from sendense_db.engine import Database
@@ -14,6 +15,7 @@ from sendense_exports.layout import ensure_layout
 from sendense_exports.nbdd_link import NbddLink
 from sendense_exports.servicer import ExportServicer
 from sendense_exports.store import ExportStore
+from sendense_exports.sweeper import sweeping
 from sendense_rpc.server import Service, Servicer, run
 
 
@@ -23,19 +25,26 @@ async def build(settings: ExportsSettings) -> AsyncIterator[Service]:
     await asyncio.to_thread(ensure_layout, settings)
     database = Database(settings.catalogue_url)
     try:
-        catalogue = Catalogue(ExportStore(database), NbddLink(settings), settings.rules, settings.nbd_socket)
-        await catalogue.recover()
-        yield Service(
-            name="exports",
-            servicers=(
-                Servicer(
-                    "sendense.exports.v1.ExportService",
-                    ExportServicer(catalogue),
-                    exports_pb2_grpc.add_ExportServiceServicer_to_server,
-                ),
-            ),
-            check=catalogue.check,
+        catalogue = Catalogue(
+            ExportStore(database),
+            NbddLink(settings),
+            settings.rules,
+            settings.nbd_socket,
+            timedelta(seconds=settings.lease_seconds),
         )
+        await catalogue.recover()
+        async with sweeping(catalogue, settings.sweep_seconds):
+            yield Service(
+                name="exports",
+                servicers=(
+                    Servicer(
+                        "sendense.exports.v1.ExportService",
+                        ExportServicer(catalogue),
+                        exports_pb2_grpc.add_ExportServiceServicer_to_server,
+                    ),
+                ),
+                check=catalogue.check,
+            )
     finally:
         await database.close()
 

@@ -26,6 +26,7 @@ from sendense_exports.keyfile import KeyFileError
 from sendense_exports.layout import ensure_layout, read_generation
 from sendense_exports.serving import Serving
 from sendense_exports.status import Status, StatusUnreadableError, read_status, write_status
+from sendense_exports.tcp_forwarder import AddressError, TcpForwarder, wanted_address
 from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
 from sendense_qemu.monitor import MonitorLostError
 from sendense_qemu.storage_daemon import StorageDaemon
@@ -37,8 +38,8 @@ DRAIN_SECONDS = 0.1
 """How often a removal that waits for clients is tried again."""
 RETRY_SECONDS = 2.0
 """How often an export that could not be served is tried again."""
-MAX_BACKOFF_SECONDS = 5.0
-"""The longest pause between starts of a daemon that keeps dying."""
+FIRST_PAUSE_SECONDS = 0.01
+"""Pause before the second start of a daemon that keeps dying; the first is at once, each further one twice as long."""
 HEALTHY_SECONDS = 10.0
 """A daemon that lived so long died by accident, and the next one is started at once."""
 
@@ -53,14 +54,17 @@ class Nbdd:
     def __init__(self, settings: ExportsSettings) -> None:
         self._settings = settings
         self._serving = Serving(settings.rules)
+        self._forwarder = TcpForwarder(settings.nbd_socket, settings.tcp_connections)
+        self._tcp_error = ""
         self._daemon: StorageDaemon | None = None
         self._daemon_since = 0.0
-        self._backoff = 0.0
+        self._pause = 0.0
         self._starts = 0
         self._generation = -1
         self._config_error = ""
         self._configuration = Configuration({}, [], [])
         self._written: Status | None = None
+        self._warned: set[str] = set()
         self._wake = asyncio.Event()
         self._reload = True
         self._stopping = False
@@ -123,6 +127,7 @@ class Nbdd:
             log.warning("qemu-storage-daemon does not work", error=str(error))
             self._config_error = str(error)
             self._reload = True
+        await self._listen()
         await self._tell()
         await self._sleep()
 
@@ -149,12 +154,39 @@ class Nbdd:
     async def _read_configuration(self) -> None:
         served_from = {name: served.spec.file for name, served in self._serving.served.items()}
         try:
-            self._configuration = await asyncio.to_thread(read_configuration, self._settings.conf_file, served_from)
+            self._configuration = await asyncio.to_thread(
+                read_configuration,
+                self._settings.conf_file,
+                served_from,
+                listens_as_configured=self._settings.tcp_listen == "config",
+            )
         except KeyFileError as error:
             self._config_error = str(error)
             log.warning("configuration is broken; everything stays as it is", error=str(error))
         else:
             self._config_error = ""
+            self._warn()
+
+    def _warn(self) -> None:
+        """Logs each warning and problem of the files once, for as long as it is there."""
+        now = {*self._configuration.warnings}
+        now.update(warning for spec in self._configuration.exports.values() for warning in spec.warnings)
+        now.update(f"{each.file}:{each.line}: {each.message}" for each in self._configuration.problems)
+        for text in sorted(now - self._warned):
+            log.warning("in the configuration", found=text)
+        self._warned = now
+
+    async def _listen(self) -> None:
+        """Makes the TCP address what the setting and the configuration say."""
+        wanted = None
+        self._tcp_error = ""
+        try:
+            wanted = wanted_address(
+                self._settings.tcp_listen, self._configuration.generic, self._configuration.restricted
+            )
+        except AddressError as error:
+            self._tcp_error = str(error)
+        await self._forwarder.listen(wanted)
 
     async def _attach(self) -> StorageDaemon | None:
         try:
@@ -169,7 +201,11 @@ class Nbdd:
         return None
 
     async def _start(self) -> StorageDaemon:
-        daemon = await StorageDaemon.start(self._settings.qmp_socket, log_path=self._settings.daemon_log)
+        daemon = await StorageDaemon.start(
+            self._settings.qmp_socket,
+            log_path=self._settings.daemon_log,
+            memory_bytes=self._settings.daemon_memory_mib << 20 or None,
+        )
         self._starts += 1
         try:
             await daemon.serve_nbd(self._settings.nbd_socket)
@@ -192,10 +228,9 @@ class Nbdd:
             self._serving.forget_daemon()
             await dead.detach()
             lived = asyncio.get_running_loop().time() - self._daemon_since
-            self._backoff = 0.0 if lived > HEALTHY_SECONDS else min(self._backoff * 2, MAX_BACKOFF_SECONDS)
-            if self._backoff:
-                await asyncio.sleep(self._backoff)
-            self._backoff = self._backoff or DRAIN_SECONDS
+            self._pause = 0.0 if lived > HEALTHY_SECONDS else min(self._pause, self._settings.restart_pause_seconds)
+            await asyncio.sleep(self._pause)
+            self._pause = self._pause * 2 or FIRST_PAUSE_SECONDS
         daemon = await self._start()
         self._adopt(daemon)
         return daemon
@@ -228,6 +263,8 @@ class Nbdd:
                 for problem in self._configuration.problems
             ],
             warnings=self._configuration.warnings,
+            tcp_addresses=self._forwarder.listening,
+            tcp_error=self._tcp_error or self._forwarder.error,
         )
         if status != self._written:
             await asyncio.to_thread(write_status, self._settings.status_file, status)
@@ -239,13 +276,14 @@ class Nbdd:
             timeout = RETRY_SECONDS
         elif any(served.draining for served in self._serving.served.values()):
             timeout = DRAIN_SECONDS
-        elif self._serving.failed:
+        elif self._serving.failed or self._forwarder.error:
             timeout = RETRY_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
 
     async def _end(self) -> None:
+        await self._forwarder.close()
         if self._daemon is not None:
             await self._daemon.stop()
             self._daemon = None

@@ -103,6 +103,10 @@ class NbddLink:
         """Where an export's conf file stands; the name is one that the API's pattern admits."""
         return self._settings.conf_dir / f"{name}.conf"
 
+    def configured_names(self) -> list[str]:
+        """Returns the names of the conf files that stand there now, whoever wrote them; blocks."""
+        return [file.stem for file in self._settings.conf_dir.glob("*.conf")]
+
     async def _change(self, change: Callable[[], object]) -> Status:
         async with self._lock:
             generation = await asyncio.to_thread(self._make, change)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -44,6 +44,7 @@ class Served:
         epoch: From 1; raised when the daemon dies under a writable export.
         draining: It is to go, and clients are connected.
         error: Why its file's present content is not what is served.
+        size_warning: How its size differs from the file's.
     """
 
     spec: ExportSpec
@@ -52,6 +53,7 @@ class Served:
     epoch: int
     draining: bool = False
     error: str = ""
+    size_warning: str = ""
 
 
 class Serving:
@@ -91,12 +93,17 @@ class Serving:
         running = {export.id for export in await daemon.list_exports()}
         self.served = {}
         for name, entry in known.items():
-            if not entry.id:
-                continue
+            if not entry.id and entry.epoch == 1:
+                continue  # it never was served
             alive = same_daemon and entry.id in running
-            epoch = entry.epoch if alive or entry.read_only else entry.epoch + 1
-            spec = _spec_of(name, entry)
-            self.served[name] = Served(spec, entry.id if alive else "", entry.size_bytes, epoch)
+            epoch = entry.epoch if alive or entry.read_only or not entry.id else entry.epoch + 1
+            self.served[name] = Served(
+                _spec_of(name, entry),
+                entry.id if alive else "",
+                entry.size_bytes,
+                epoch,
+                size_warning=entry.size_warning,
+            )
         unknown = running - {served.id for served in self.served.values()}
         for spec in configured if unknown else ():
             try:
@@ -105,7 +112,9 @@ class Serving:
                 continue  # shown when it is applied
             if admitted.id in unknown and spec.name not in self.served:
                 unknown.discard(admitted.id)
-                self.served[spec.name] = Served(spec, admitted.id, admitted.size_bytes, 1)
+                self.served[spec.name] = Served(
+                    spec, admitted.id, admitted.size_bytes, 1, size_warning=admitted.size_warning
+                )
         for export_id in unknown:
             log.warning("cutting off an export that nothing explains", export_id=export_id)
             await self._close(daemon, export_id, hard=True)
@@ -187,11 +196,16 @@ class Serving:
         except (StorageDaemonGoneError, MonitorLostError):
             raise
         except (StorageDaemonError, OSError) as error:
-            self._fail(spec, self._explain(spec, error))
+            is_locked = isinstance(error, StorageDaemonError) and error.is_locked
+            self._fail(spec, self._explain(spec, error), busy=is_locked)
             return
         epoch = served.epoch if served is not None else 1
         kept = served.error if served is not None and served.spec is spec else ""
-        self.served[name] = Served(spec, admitted.id, admitted.size_bytes, epoch, error=kept)
+        self.served[name] = Served(
+            spec, admitted.id, admitted.size_bytes, epoch, error=kept, size_warning=admitted.size_warning
+        )
+        if admitted.size_warning:
+            log.warning("the size is not the file's", export=name, path=str(spec.path), found=admitted.size_warning)
         log.info("serving", export=name, path=str(spec.path), format=spec.format, epoch=epoch)
 
     async def _open(self, daemon: StorageDaemon, spec: ExportSpec, admitted: Admitted) -> None:
@@ -275,11 +289,10 @@ class Serving:
             return f"{spec.path} is in use by another process: {error.detail}"
         return str(error)
 
-    def _fail(self, spec: ExportSpec, error: str) -> None:
+    def _fail(self, spec: ExportSpec, error: str, *, busy: bool = False) -> None:
         served = self.served.get(spec.name)
-        self.failed[spec.name] = _status_of(
-            spec, "error", epoch=served.epoch if served else 1, size_bytes=0, error=error
-        )
+        epoch = served.epoch if served else 1
+        self.failed[spec.name] = replace(_status_of(spec, "error", epoch=epoch, error=error), busy=busy)
 
     def _note_problems(self, wanted: Configuration) -> None:
         for problem in wanted.problems:
@@ -301,13 +314,13 @@ class Serving:
     def status(self) -> dict[str, ExportStatus]:
         """Returns every export's state, by name."""
         shown = {
-            name: _status_of(
-                served.spec,
-                "draining" if served.draining else "serving",
-                epoch=served.epoch,
+            name: replace(
+                _status_of(
+                    served.spec, "draining" if served.draining else "serving", epoch=served.epoch, error=served.error
+                ),
+                id=served.id,
                 size_bytes=served.size_bytes,
-                error=served.error,
-                export_id=served.id,
+                size_warning=served.size_warning,
             )
             for name, served in self.served.items()
             if served.id
@@ -333,12 +346,10 @@ def _spec_of(name: str, entry: ExportStatus) -> ExportSpec:
     )
 
 
-def _status_of(
-    spec: ExportSpec, state: ExportState, *, epoch: int, size_bytes: int, error: str, export_id: str = ""
-) -> ExportStatus:
+def _status_of(spec: ExportSpec, state: ExportState, *, epoch: int, error: str) -> ExportStatus:
     return ExportStatus(
         state=state,
-        size_bytes=size_bytes,
+        size_bytes=0,
         format=spec.format,
         read_only=spec.read_only,
         path=str(spec.path),
@@ -346,7 +357,6 @@ def _status_of(
         error=error,
         file=str(spec.file),
         line=spec.line,
-        id=export_id,
         trim=spec.trim,
         limit_bytes=spec.size_bytes,
         warnings=spec.warnings,

@@ -37,6 +37,8 @@ class ExportStatus:
         trim: As configured.
         limit_bytes: The configured size of a raw image, None for all of it.
         warnings: Keys that have no effect.
+        busy: It is not served because its image is in use.
+        size_warning: How `size_bytes` differs from the file's own size; empty when it does not.
     """
 
     state: ExportState
@@ -52,6 +54,8 @@ class ExportStatus:
     trim: bool = False
     limit_bytes: int | None = None
     warnings: tuple[str, ...] = ()
+    busy: bool = False
+    size_warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class Status:
         config_error: Why the configuration as a whole was not applied; empty when it was.
         problems: Of files in which no export could be named: file, line, message.
         warnings: Keys of the main file that have no effect.
+        tcp_addresses: Where TCP connections are forwarded from, as `host:port`.
+        tcp_error: Why there is no TCP address though one is wanted.
     """
 
     generation: int
@@ -79,6 +85,8 @@ class Status:
     config_error: str = ""
     problems: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tcp_addresses: list[str] = field(default_factory=list)
+    tcp_error: str = ""
 
 
 def write_status(path: Path, status: Status) -> None:

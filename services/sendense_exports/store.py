@@ -1,12 +1,14 @@
 """The exports service's tables: exports with their holders, and the newest attempt seen of each job.
 
-What always holds: an image has one living writer (a partial unique index); rows are never removed, so a name that
-was used by one job is not given to another; a mutation of an older attempt changes nothing.
+What always holds: an image has one living writer (a partial unique index); rows are never removed, so a name that was
+ever served is not served again, by nobody (DESIGN 5: whoever still knows it must not write into another layer); a
+mutation of an older attempt changes nothing; every living row has a lease.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, RowMapping, String, Table, Text, and_, select
@@ -35,7 +37,9 @@ nbd_exports = Table(
     Column("attempt", BigInteger, nullable=False),
     Column("agent_id", String(63), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("lease_until", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime),
+    Column("withdrawn", Boolean, nullable=False),
     one_of("kind", "file", "block"),
     one_of("format", "qcow2", "raw"),
 )
@@ -71,7 +75,9 @@ class ExportRow:
         holder: Whose it is.
         agent_id: The agent that may negotiate it through the tunnel; "" for none.
         created_at: When it was made.
+        lease_until: When it may be swept, unless its holder asks for it again or clients use it.
         deleted_at: When it was removed, None while it lives.
+        withdrawn: It was removed because it could not be served, so its name was not used.
     """
 
     name: str
@@ -82,7 +88,9 @@ class ExportRow:
     holder: Holder
     agent_id: str
     created_at: datetime
+    lease_until: datetime
     deleted_at: datetime | None = None
+    withdrawn: bool = False
 
     def is_same_as(self, other: ExportRow) -> bool:
         """Whether both want the same, for the same attempt."""
@@ -102,22 +110,26 @@ class ExportStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, wanted: ExportRow) -> ExportRow:
-        """Records an export; one that is there already for the same attempt is returned as it is.
+    async def add(self, wanted: ExportRow) -> tuple[ExportRow, bool]:
+        """Records an export; one that is there already for the same attempt stays and gets the new lease.
+
+        Returns:
+            The living row, and whether it is new.
 
         Raises:
             StaleAttemptError: A newer attempt of the job was seen.
-            ExportExistsError: The name is taken or was used by another job.
+            ExportExistsError: The name is taken or was used.
             ImageBusyError: The image has a writer, or has readers and a writer is wanted; names the holder.
         """
         async with self._database.begin() as connection:
             await _fence(connection, wanted.holder)
             there = await _get(connection, wanted.name)
             if there is not None and there.deleted_at is None:
-                if there.is_same_as(wanted):
-                    return there
-                raise ExportExistsError(wanted.name, there.holder.job_id, _describe(there))
-            if there is not None and there.holder.job_id != wanted.holder.job_id:
+                if not there.is_same_as(wanted):
+                    raise ExportExistsError(wanted.name, there.holder.job_id, _describe(there))
+                await _extend(connection, wanted.name, wanted.lease_until)
+                return replace(there, lease_until=max(there.lease_until, wanted.lease_until)), False
+            if there is not None and not (there.withdrawn and there.holder.job_id == wanted.holder.job_id):
                 raise ExportExistsError(wanted.name, there.holder.job_id, _describe(there))
             await _require_free(connection, wanted)
             values = _values(wanted)
@@ -127,7 +139,7 @@ class ExportStore:
                 await connection.execute(
                     nbd_exports.update().where(nbd_exports.c.export_name == wanted.name).values(values)
                 )
-        return wanted
+        return wanted, True
 
     async def claim_removal(self, name: str, holder: Holder) -> ExportRow | None:
         """Returns the living export that the holder may remove now; None when there is none.
@@ -145,14 +157,34 @@ class ExportStore:
             raise ExportHeldError(name, there.holder.job_id)
         return there
 
-    async def mark_deleted(self, name: str) -> None:
-        """Records that an export is not served any more; no error when it was recorded before."""
+    async def mark_deleted(self, name: str, *, withdrawn: bool = False) -> None:
+        """Records that an export is not served any more; no error when it was recorded before.
+
+        Args:
+            name: The export.
+            withdrawn: It never was served: the same job may ask for the name again.
+        """
         async with self._database.begin() as connection:
             await connection.execute(
                 nbd_exports.update()
                 .where(nbd_exports.c.export_name == name, nbd_exports.c.deleted_at.is_(None))
-                .values(deleted_at=utc_now())
+                .values(deleted_at=utc_now(), withdrawn=withdrawn)
             )
+
+    async def extend(self, name: str, until: datetime) -> None:
+        """Makes a living export's lease last until then, if it ends earlier."""
+        async with self._database.begin() as connection:
+            await _extend(connection, name, until)
+
+    async def expired(self, now: datetime) -> list[ExportRow]:
+        """Returns the living exports whose lease has run out, the oldest first."""
+        query = (
+            select(nbd_exports)
+            .where(nbd_exports.c.deleted_at.is_(None), nbd_exports.c.lease_until < now)
+            .order_by(nbd_exports.c.lease_until)
+        )
+        async with self._database.read() as connection:
+            return [_row(row) for row in (await connection.execute(query)).mappings()]
 
     async def get(self, name: str) -> ExportRow | None:
         """Returns a living export."""
@@ -166,11 +198,11 @@ class ExportStore:
         async with self._database.read() as connection:
             return [_row(row) for row in (await connection.execute(query)).mappings()]
 
-    async def deleted_names(self) -> frozenset[str]:
-        """Returns the names of exports that were removed."""
-        query = select(nbd_exports.c.export_name).where(nbd_exports.c.deleted_at.is_not(None))
+    async def deleted(self, names: Collection[str]) -> list[ExportRow]:
+        """Returns those of the named exports that were removed."""
+        query = select(nbd_exports).where(nbd_exports.c.export_name.in_(names), nbd_exports.c.deleted_at.is_not(None))
         async with self._database.read() as connection:
-            return frozenset((await connection.execute(query)).scalars())
+            return [_row(row) for row in (await connection.execute(query)).mappings()]
 
     async def check(self) -> None:
         """Raises OSError when the database does not answer."""
@@ -190,6 +222,18 @@ async def _fence(connection: AsyncConnection, holder: Holder) -> None:
         await connection.execute(
             nbd_export_fences.update().where(nbd_export_fences.c.job_id == holder.job_id).values(attempt=holder.attempt)
         )
+
+
+async def _extend(connection: AsyncConnection, name: str, until: datetime) -> None:
+    await connection.execute(
+        nbd_exports.update()
+        .where(
+            nbd_exports.c.export_name == name,
+            nbd_exports.c.deleted_at.is_(None),
+            nbd_exports.c.lease_until < until,
+        )
+        .values(lease_until=until)
+    )
 
 
 async def _require_free(connection: AsyncConnection, wanted: ExportRow) -> None:
@@ -225,7 +269,9 @@ def _row(row: RowMapping) -> ExportRow:
         holder=Holder(row["holder"], row["attempt"]),
         agent_id=row["agent_id"],
         created_at=row["created_at"],
+        lease_until=row["lease_until"],
         deleted_at=row["deleted_at"],
+        withdrawn=row["withdrawn"],
     )
 
 
@@ -240,10 +286,12 @@ def _values(row: ExportRow) -> dict[str, object]:
         "attempt": row.holder.attempt,
         "agent_id": row.agent_id,
         "created_at": row.created_at,
+        "lease_until": row.lease_until,
         "deleted_at": row.deleted_at,
+        "withdrawn": row.withdrawn,
     }
 
 
 def _describe(row: ExportRow) -> str:
-    gone = ", removed" if row.deleted_at is not None else ""
-    return f"{row.path} for attempt {row.holder.attempt} of {row.holder.job_id}{gone}"
+    when = "was" if row.deleted_at is not None else "is"
+    return f"it {when} for {row.path}, attempt {row.holder.attempt} of {row.holder.job_id}"

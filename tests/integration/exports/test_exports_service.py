@@ -6,121 +6,32 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbd
 import pytest
-from nbdd_process import RunningNbdd, listed, nbdcopy, nbdd_running, overlay
+from exports_node import Node, caller, catalogue, node_running, prepared, service_running
+from nbdd_process import listed, nbdcopy, nbdd_running, overlay
 from sqlalchemy import select
 
-from conftest import serving
 from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
-from sendense_access.keys import SigningKey
-from sendense_db.engine import Database
 from sendense_exports.config import ExportsSettings
-from sendense_exports.main import build
-from sendense_exports.store import metadata, nbd_exports
+from sendense_exports.store import nbd_exports
 from sendense_qemu import img
-from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import Kind, RemoteError
 
 MIB = 1 << 20
 
 
-@dataclass
-class Node:
-    """A running service with its nbdd."""
-
-    settings: ExportsSettings
-    nbdd: RunningNbdd
-    peer: Peer
-    images: Path
-
-    @property
-    def stub(self) -> exports_pb2_grpc.ExportServiceStub:
-        return exports_pb2_grpc.ExportServiceStub(self.peer.channel)
-
-    async def create(
-        self,
-        name: str,
-        path: Path | str,
-        fmt: str = "qcow2",
-        *,
-        job: str = "job-1",
-        attempt: int = 1,
-        read_only: bool = False,
-    ) -> exports_pb2.Export:
-        request = exports_pb2.CreateFileExportRequest(
-            export_name=name,
-            path=str(path),
-            format=fmt,
-            read_only=read_only,
-            holder=exports_pb2.Holder(job_id=job, attempt=attempt),
-            agent_id="agent-1",
-        )
-        return await self.peer.call(self.stub.CreateFileExport, request)
-
-    async def delete(
-        self, name: str, *, job: str = "job-1", attempt: int = 1, wait: int = 1, force: bool = False
-    ) -> None:
-        request = exports_pb2.DeleteExportRequest(
-            export_name=name,
-            holder=exports_pb2.Holder(job_id=job, attempt=attempt),
-            wait_seconds=wait,
-            force=force,
-        )
-        await self.peer.call(self.stub.DeleteExport, request)
-
-    async def get(self, name: str) -> exports_pb2.Export:
-        return await self.peer.call(self.stub.GetExport, exports_pb2.GetExportRequest(export_name=name))
-
-
-@asynccontextmanager
-async def service_running(settings: ExportsSettings) -> AsyncIterator[Peer]:
-    async with build(settings) as service, serving(service, settings):
-        peer = unix_peer(settings.socket("exports"), settings.identity_file("backup"))
-        try:
-            yield peer
-        finally:
-            await peer.close()
-
-
-@asynccontextmanager
-async def caller(settings: ExportsSettings, role: str) -> AsyncIterator[Peer]:
-    """The service as a person of that role sees it."""
-    token = settings.root / f"{role}.token"
-    key = SigningKey.load_or_create(settings.root / "keys")
-    token.write_text(key.sign(f"test-{role}", role, 60))
-    peer = unix_peer(settings.socket("exports"), token)
-    try:
-        yield peer
-    finally:
-        await peer.close()
-
-
-@asynccontextmanager
-async def catalogue(settings: ExportsSettings) -> AsyncIterator[Database]:
-    database = Database(settings.catalogue_url)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
 @pytest.fixture
 async def settings(sendense_home: Path) -> ExportsSettings:
-    settings = ExportsSettings()
-    async with catalogue(settings) as database, database.engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    return settings
+    return await prepared()
 
 
 @pytest.fixture
 async def node(settings: ExportsSettings) -> AsyncIterator[Node]:
-    async with nbdd_running(settings) as nbdd, service_running(settings) as peer:
-        yield Node(settings, nbdd, peer, settings.root / "backups")
+    async with node_running(settings) as running:
+        yield running
 
 
 async def test_a_created_export_is_served_before_the_answer_and_is_gone_after_delete(node: Node) -> None:
@@ -159,13 +70,13 @@ async def test_an_older_attempt_changes_nothing(node: Node) -> None:
     incr = await overlay(node.images, "vm")
     await node.create("backup-1", incr, attempt=1)
     await node.delete("backup-1", attempt=2)
-    await node.create("backup-1", incr, attempt=2)
-    for call in (node.create("backup-9", incr, attempt=1), node.delete("backup-1", attempt=1)):
+    await node.create("backup-2", incr, attempt=2)
+    for call in (node.create("backup-9", incr, attempt=1), node.delete("backup-2", attempt=1)):
         with pytest.raises(RemoteError) as caught:
             await call
         assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "STALE_ATTEMPT")
         assert caught.value.metadata["newest_attempt"] == "2"
-    assert await listed(node.nbdd) == {"backup-1"}
+    assert await listed(node.nbdd) == {"backup-2"}
     # also when a newer attempt only tried to delete what was not there
     await node.delete("never-made", job="job-7", attempt=5)
     with pytest.raises(RemoteError) as caught:
@@ -173,16 +84,35 @@ async def test_an_older_attempt_changes_nothing(node: Node) -> None:
     assert caught.value.reason == "STALE_ATTEMPT"
 
 
-async def test_a_name_of_one_job_is_never_given_to_another(node: Node) -> None:
+async def test_a_name_that_was_served_is_never_served_again(node: Node) -> None:
+    """Whoever still knows it, such as an agent of an older attempt, must not write into another layer."""
     incr = await overlay(node.images, "vm")
     await node.create("backup-1", incr)
     with pytest.raises(RemoteError) as caught:
         await node.delete("backup-1", job="job-2")
     assert (caught.value.reason, caught.value.metadata["holder"]) == ("EXPORT_HELD", "job-1")
     await node.delete("backup-1")
+    for job, attempt in (("job-2", 1), ("job-1", 1), ("job-1", 2)):
+        with pytest.raises(RemoteError) as caught:
+            await node.create("backup-1", incr, job=job, attempt=attempt)
+        assert caught.value.reason == "EXPORT_EXISTS"
+    assert await listed(node.nbdd) == set()
+
+
+async def test_a_name_that_could_not_be_served_may_be_asked_for_again_by_its_job_only(node: Node) -> None:
+    incr = await overlay(node.images, "vm")
+    blocker = node.nbdd.conf("blocker", incr)  # a writer that only nbdd knows
+    await node.nbdd.reload()
+    with pytest.raises(RemoteError) as caught:
+        await node.create("backup-1", incr)
+    assert (caught.value.reason, caught.value.retryable) == ("IMAGE_BUSY", True)
+    assert "written through the export blocker" in caught.value.message
+    blocker.unlink()
+    await node.nbdd.reload()
     with pytest.raises(RemoteError) as caught:
         await node.create("backup-1", incr, job="job-2")
     assert caught.value.reason == "EXPORT_EXISTS"
+    assert (await node.create("backup-1", incr)).state == "serving"
 
 
 async def test_a_second_writer_or_reader_of_a_written_image_is_refused_naming_the_holder(node: Node) -> None:
