@@ -22,6 +22,7 @@ from sendense_restore.errors import FileUnreadable, NotAFile
 from sendense_restore.mount import Mount
 from sendense_restore.paths import GuestPath, located, reopen
 from sendense_restore.ranges import Selection, attachment, select, validators
+from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
 
@@ -58,7 +59,9 @@ class Downloads:
                 response = await self._send_directory(request, fd, path)
             else:
                 response = await self._send_file(request, fd, status, mount, path)
-        except asyncio.CancelledError:
+        except SendenseError:
+            raise  # nothing was sent yet
+        except BaseException:
             _break_off(request)
             raise
         finally:

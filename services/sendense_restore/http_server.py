@@ -94,9 +94,21 @@ class HttpServer:
         except SendenseError as error:
             return _error_response(error)
         except web.HTTPException as error:
-            reason = "NOT_FOUND" if error.status == 404 else "BAD_REQUEST"
-            body = {"code": 5 if error.status == 404 else 3, "reason": reason, "message": error.reason, "help": ""}
-            return web.json_response(body, status=error.status)
+            unknown = error.status == 404
+            kind = Kind.NOT_FOUND if unknown else Kind.INVALID_ARGUMENT
+            reason = "ROUTE_NOT_FOUND" if unknown else "MALFORMED_REQUEST"
+            return _error_response(SendenseError(error.reason, kind=kind, reason=reason), status=error.status)
+        except Exception:
+            incident = uuid.uuid4().hex[:12]
+            log.exception("unexpected error", incident=incident)
+            internal = SendenseError(
+                f"an unexpected error happened; it is in the log as {incident}",
+                kind=Kind.INTERNAL,
+                reason="INTERNAL",
+                help=f"Look for {incident} in the service's log and report it.",
+                metadata={"incident": incident},
+            )
+            return _error_response(internal)
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
         paths = request.query.getall("path", [])
@@ -108,9 +120,16 @@ class HttpServer:
             return await self._downloads.send(request, mount, path)
 
 
-def _error_response(error: SendenseError) -> web.Response:
-    code, status = STATUSES[error.kind]
+def _error_response(error: SendenseError, status: int = 0) -> web.Response:
+    code, usual = STATUSES[error.kind]
+    status = status or usual
     log.info("download refused", status=status, reason=error.reason, message=error.message)
-    body = {"code": code, "reason": error.reason, "message": error.message, "help": error.help}
+    info = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": error.reason,
+        "domain": "sendense",
+        "metadata": {**error.metadata, "retryable": "true" if error.retryable else "false"},
+    }
+    body = {"code": code, "reason": error.reason, "message": error.message, "help": error.help, "details": [info]}
     headers = {"WWW-Authenticate": "Bearer"} if error.kind is Kind.UNAUTHENTICATED else None
     return web.json_response(body, status=status, headers=headers)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import structlog
 
 from sendense.restore.v1 import restore_pb2_grpc
 from sendense_db.engine import Database
@@ -22,6 +25,8 @@ from sendense_restore.store import MountStore
 from sendense_rpc.channel import unix_peer
 from sendense_rpc.identity import TokenVerifier
 from sendense_rpc.server import Service, Servicer, run
+
+log = structlog.get_logger()
 
 NAME = "restore"
 _THREADS = 64
@@ -58,19 +63,36 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         verifier = TokenVerifier(settings.jwks_file, settings.revoked_file)
         http = HttpServer(mounts, Downloads(threads, settings.stall_seconds), verifier)
         site = await stack.enter_async_context(http.serving(settings.http_socket))
-        stack.push_async_callback(mounts.close)
-        stack.push_async_callback(site.stop)
-        yield Service(
-            name=NAME,
-            servicers=[
-                Servicer(
-                    "sendense.restore.v1.RestoreService",
-                    RestoreServicer(mounts),
-                    restore_pb2_grpc.add_RestoreServiceServicer_to_server,
-                )
-            ],
-            check=database.check,
-        )
+        try:
+            yield Service(
+                name=NAME,
+                servicers=[
+                    Servicer(
+                        "sendense.restore.v1.RestoreService",
+                        RestoreServicer(mounts),
+                        restore_pb2_grpc.add_RestoreServiceServicer_to_server,
+                    )
+                ],
+                check=database.check,
+            )
+        finally:
+            with _deaf_to_signals():
+                await site.stop()
+                await mounts.close()
+
+
+@contextmanager
+def _deaf_to_signals() -> Iterator[None]:
+    """Lets the end go on when it is asked for twice, as Ctrl-C below a process manager does."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, log.info, "undoing mounts already")
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def main() -> None:

@@ -75,6 +75,7 @@ class Mounts:
         self._limits = limits
         self._mounts: dict[str, Mount] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._giving_back: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     @property
@@ -163,7 +164,7 @@ class Mounts:
                 point = await self._points.get(mount.backup_id)
                 mount.tree = await self._backend.mount(mount.backup_id, point.disks, mount.place)
             except BaseException:
-                await asyncio.shield(self._spawn(self._give_back(mount.mount_id, mount.backup_id)))
+                await self._give_back(mount)
                 raise
         except BaseException:
             mount.state = "gone"
@@ -215,7 +216,7 @@ class Mounts:
         if mount.watcher is not None and mount.watcher is not asyncio.current_task():
             mount.watcher.cancel()
         log.info("unmounted", mount_id=mount.mount_id, backup_id=mount.backup_id)
-        await self._give_back(mount.mount_id, mount.backup_id)
+        await self._give_back(mount)
 
     async def _wait_for_users(self, mount: Mount, *, force: bool) -> None:
         if force:
@@ -285,23 +286,32 @@ class Mounts:
                 await self._backend.unmount(mount.place)
             except TeardownError:
                 log.exception("a failed mount is not undone", mount_id=mount.mount_id)
-        await self._give_back(mount.mount_id, mount.backup_id)
+        await self._give_back(mount)
 
     async def close(self) -> None:
         """Undoes all mounts and lets nothing new begin; call it when no call comes in any more."""
         self._stopping = True
         mounts = self.all()
+        log.info("undoing mounts", count=len(mounts))
         results = await asyncio.gather(*(self._unmount(mount, force=True) for mount in mounts), return_exceptions=True)
         for mount, result in zip(mounts, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("not unmounted at the end", mount_id=mount.mount_id, why=str(result))
+        if self._giving_back:
+            await asyncio.wait(self._giving_back, timeout=_CUT_SECONDS)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _give_back(self, mount_id: str, backup_id: str) -> None:
+    async def _give_back(self, mount: Mount) -> None:
         """Ends the lease and forgets the mount; what does not succeed now goes on in the background."""
+        task = self._spawn(self._give_back_now(mount.mount_id, mount.backup_id))
+        self._giving_back.add(task)
+        task.add_done_callback(self._giving_back.discard)
+        await asyncio.shield(task)
+
+    async def _give_back_now(self, mount_id: str, backup_id: str) -> None:
         try:
             await self._points.release(backup_id, mount_id)
         except SendenseError as error:

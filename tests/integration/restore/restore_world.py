@@ -22,7 +22,9 @@ from sendense_db.engine import Database
 from sendense_restore import loops, mount_table
 from sendense_restore.config import RestoreSettings
 from sendense_restore.main import build
+from sendense_restore.places import Places
 from sendense_restore.store import MountStore, metadata
+from sendense_restore.teardown import tear_down
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.identity import current_caller
@@ -92,7 +94,10 @@ class World:
         self.stub = restore_pb2_grpc.RestoreServiceStub(self.peer.channel)
         self.http = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(settings.http_socket)))
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> World:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         await self.http.close()
         await self.peer.close()
 
@@ -208,8 +213,7 @@ async def restore_world(images: Images, **changes: Any) -> AsyncIterator[World]:
     settings = RestoreSettings(**changes)
     await create_tables(settings)
     async with AsyncExitStack() as stack:
-        world = World(settings, images)
-        stack.push_async_callback(world.close)
+        world = await stack.enter_async_context(World(settings, images))
         await stack.enter_async_context(neighbours(world))
         service = await stack.enter_async_context(build(settings))
         await stack.enter_async_context(serving(service, settings))
@@ -219,14 +223,44 @@ async def restore_world(images: Images, **changes: Any) -> AsyncIterator[World]:
     assert await rows(settings) == []
 
 
-async def start_process(settings: RestoreSettings, **environment: str) -> asyncio.subprocess.Process:
-    """Starts the service as an operator would; ready when its socket answers."""
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).parent / "sendense-restore",
-        env={**os.environ, "SENDENSE_HOME": str(settings.root), **environment},
-    )
+@asynccontextmanager
+async def processes(settings: RestoreSettings) -> AsyncIterator[Processes]:
+    """Starts the service in processes of its own; a test that fails leaves nothing behind either."""
+    started = Processes(settings)
+    try:
+        yield started
+    finally:
+        for process in started.all:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+        with Places(settings.work_root, settings.base, settings.run_dir).owned() as places:
+            for place in places.left():
+                await tear_down(place, None)
+
+
+class Processes:
+    """Restore services as an operator starts them."""
+
+    def __init__(self, settings: RestoreSettings) -> None:
+        self._settings = settings
+        self.all: list[asyncio.subprocess.Process] = []
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """Starts one; ready when its socket is there."""
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).parent / "sendense-restore",
+            env={**os.environ, "SENDENSE_HOME": str(self._settings.root)},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self.all.append(process)
+        await said(process, "serving")
+        return process
+
+
+async def said(process: asyncio.subprocess.Process, word: str) -> None:
+    """Waits until the process has logged a word."""
+    assert process.stderr is not None
     async with asyncio.timeout(30):
-        while not settings.socket("restore").exists():
-            assert process.returncode is None, "the service ended"
-            await asyncio.sleep(0.02)
-    return process
+        while word.encode() not in (line := await process.stderr.readline()):
+            assert line, f"the service ended without a word of {word}"

@@ -137,7 +137,7 @@ async def test_a_path_above_the_root_is_refused(world: World, path: str) -> None
         assert response.status == 400
         body = await response.json()
     assert body["reason"] == "PATH_OUTSIDE_MOUNT"
-    assert set(body) == {"code", "reason", "message", "help"}
+    assert set(body) == {"code", "reason", "message", "help", "details"}
 
 
 async def test_no_trick_of_a_guest_reads_anything_outside(world: World) -> None:

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 from restore_images import Images, images_of_session, run
-from restore_world import World, create_tables, eventually, left_on_host, neighbours, restore_world, rows, start_process
+from restore_world import (
+    World,
+    create_tables,
+    eventually,
+    left_on_host,
+    neighbours,
+    processes,
+    restore_world,
+    rows,
+    said,
+)
 
 from sendense.restore.v1 import restore_pb2
 from sendense_restore.config import RestoreSettings
@@ -162,36 +172,35 @@ async def test_a_mount_reaches_no_more_than_its_greatest_age(sendense_home: Path
 async def test_sigterm_undoes_everything(sendense_home: Path, images: Images) -> None:
     settings = RestoreSettings()
     await create_tables(settings)
-    world = World(settings, images)
-    async with neighbours(world):
-        process = await start_process(settings)
+    async with World(settings, images) as world, neighbours(world), processes(settings) as service:
+        process = await service.start()
         await asyncio.gather(*(world.mount(name) for name in ("incr", "full", "bare", "ntfs")))
         process.send_signal(signal.SIGTERM)
+        await said(process, "undoing mounts")
+        process.send_signal(signal.SIGTERM)  # Ctrl-C asks twice: the terminal, then the process manager
+        process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 20) == 0
         assert left_on_host(settings.root) == []
         assert world.fake_points.leases == {}
         assert await rows(settings) == []
-        await world.close()
 
 
 @pytest.mark.faults
 async def test_a_restart_after_sigkill_finds_and_cleans_everything(sendense_home: Path, images: Images) -> None:
     settings = RestoreSettings()
     await create_tables(settings)
-    world = World(settings, images)
-    async with neighbours(world):
-        process = await start_process(settings)
+    async with World(settings, images) as world, neighbours(world), processes(settings) as service:
+        process = await service.start()
         await asyncio.gather(*(world.mount(name) for name in ("incr", "full", "btrfs", "ntfs")))
         half = asyncio.create_task(world.mount("incr"))
         await asyncio.sleep(0.06)  # somewhere in the middle of it
         process.kill()
         await process.wait()
         await asyncio.gather(half, return_exceptions=True)
-        await world.close()
         assert len(world.fake_points.leases) >= 4
         assert any(line.startswith("mount") for line in left_on_host(settings.root)), "nothing was left to clean"
         settings.socket("restore").unlink()
-        process = await start_process(settings)
+        process = await service.start()
         try:
 
             async def released() -> bool:
@@ -200,10 +209,9 @@ async def test_a_restart_after_sigkill_finds_and_cleans_everything(sendense_home
             await eventually(released)
             left = [line for line in left_on_host(settings.root) if f"process {process.pid} " not in line]
             assert left == []
-            again = World(settings, images)
-            mount = await again.mount("incr")
-            assert (await again.page(mount.mount_id, "/")).entries
-            await again.close()
+            async with World(settings, images) as again:
+                mount = await again.mount("incr")
+                assert (await again.page(mount.mount_id, "/")).entries
         finally:
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 20) == 0

@@ -52,8 +52,8 @@ def test_a_selection_never_leaves_the_file(value: str, size: int) -> None:
     [
         ("a b.txt", 'attachment; filename="a b.txt"'),
         ("ä.txt", "attachment; filename=\"_.txt\"; filename*=UTF-8''%C3%A4.txt"),
-        ('a";x\r\nSet-Cookie: y', "attachment; filename=\"a_;x__Set-Cookie: y\"; filename*=UTF-8''a%22%3Bx%0D%0ASet-Cookie%3A%20y"),
+        ('a";x\r\nb: y', "attachment; filename=\"a_;x__b: y\"; filename*=UTF-8''a%22%3Bx%0D%0Ab%3A%20y"),
     ],
-)  # fmt: skip
+)
 def test_a_file_name_cannot_break_out_of_its_header(name: str, header: str) -> None:
     assert attachment(name) == header
