@@ -1,0 +1,30 @@
+"""Settings of the repository service, from the environment with the prefix `SENDENSE_REPOSITORY_`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sendense_rpc.settings import ServiceSettings
+
+
+class RepositorySettings(ServiceSettings):
+    """What the repository service is told.
+
+    Attributes:
+        default_root: Root of the repository `local`; empty means `backups` in the state directory. Packaged
+            installations set `/var/lib/sendense/backups`.
+        reserve_bytes: Room of each repository's file system that is never used for backups.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SENDENSE_REPOSITORY_", frozen=True, extra="ignore")
+
+    default_root: Path | None = None
+    reserve_bytes: int = Field(default=256 << 20, ge=0)
+
+    @property
+    def local_root(self) -> Path:
+        """The absolute root of the repository `local`."""
+        return (self.default_root or self.root / "backups").absolute()

@@ -1,0 +1,26 @@
+"""The catalogue as the service's use cases see it: one object, its subjects in one module each."""
+
+from __future__ import annotations
+
+from sendense_db.engine import Database
+from sendense_repository.store.fences import Fences
+from sendense_repository.store.layers import Layers
+from sendense_repository.store.leases import Leases
+from sendense_repository.store.points import Points
+from sendense_repository.store.repositories import Repositories
+
+
+class Catalogue:
+    """All tables of the service, over one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.repositories = Repositories(database)
+        self.layers = Layers(database)
+        self.points = Points(database)
+        self.leases = Leases(database)
+        self.fences = Fences(database)
+        self._database = database
+
+    async def check(self) -> None:
+        """Raises OSError when the database does not answer."""
+        await self._database.check()

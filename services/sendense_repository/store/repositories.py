@@ -1,0 +1,73 @@
+"""Rows of `backup_repositories`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, insert, or_, select, update
+
+from sendense_db.columns import utc_now
+from sendense_db.engine import Database
+from sendense_repository.records import RepositoryRecord
+from sendense_repository.store.tables import backup_repositories as table
+
+
+class Repositories:
+    """Registered repositories."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> list[RepositoryRecord]:
+        """Returns every repository by name."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(select(table).order_by(table.c.name))
+            return [_record(row) for row in rows]
+
+    async def find(self, id_or_name: str) -> RepositoryRecord | None:
+        """Returns the repository of that id, or else of that name."""
+        query = select(table).where(or_(table.c.id == id_or_name, table.c.name == id_or_name))
+        async with self._database.read() as connection:
+            records = [_record(row) for row in await connection.execute(query)]
+        return min(records, key=lambda record: record.repository_id != id_or_name, default=None)
+
+    async def add(self, record: RepositoryRecord) -> None:
+        """Registers a repository."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                insert(table).values(
+                    id=record.repository_id,
+                    name=record.name,
+                    repository_type=record.repository_type,
+                    config={"path": str(record.path)},
+                    enabled=record.enabled,
+                    total_size_bytes=record.total_size_bytes,
+                    available_size_bytes=record.available_size_bytes,
+                    created_at=record.created_at,
+                    updated_at=record.updated_at,
+                )
+            )
+
+    async def record_room(self, repository_id: str, total_bytes: int, available_bytes: int) -> None:
+        """Keeps the room as just looked at."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                update(table)
+                .where(table.c.id == repository_id)
+                .values(total_size_bytes=total_bytes, available_size_bytes=available_bytes, updated_at=utc_now())
+            )
+
+
+def _record(row: Row[Any]) -> RepositoryRecord:
+    return RepositoryRecord(
+        repository_id=row.id,
+        name=row.name,
+        repository_type=row.repository_type,
+        path=Path(row.config["path"]),
+        enabled=row.enabled,
+        total_size_bytes=row.total_size_bytes,
+        available_size_bytes=row.available_size_bytes,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
