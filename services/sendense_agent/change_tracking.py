@@ -33,19 +33,11 @@ async def enable_change_tracking(vcenter: VCenter, ref: VmRef, holder: Holder) -
     if vm.snapshot_count:
         raise ChangeTrackingNeedsNoSnapshot(vm.name, vm.snapshot_count)
 
-    def start(service: Any) -> Any:
-        return find_vm(service, ref).ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=True))
+    def start(service: Any) -> str:
+        return moref_of(find_vm(service, ref).ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=True)))
 
-    task = moref_of(await vcenter.change("enable change tracking", start))
-    await vcenter.read(
-        "enable change tracking",
-        lambda service: wait_for_task(
-            service,
-            vim.Task(task, service._stub),  # noqa: SLF001
-            "enabling change tracking",
-            RECONFIGURE_SECONDS,
-        ),
-    )
+    task = await vcenter.change("enable change tracking", start)
+    await wait_for_task(vcenter, task, "enable change tracking", RECONFIGURE_SECONDS)
     if vm.power_state == "poweredOn":
         # It carries the job's description: should the agent die here, the job's release removes it.
         snapshot = await create_snapshot(vcenter, ref, holder, quiesce=False)

@@ -15,7 +15,7 @@ from sendense_agent.errors import ConsolidationNeeded, DiskNotFound, SnapshotNot
 from sendense_agent.inventory import find_vm, walk_snapshots
 from sendense_agent.model import Disk, Holder, Snapshot, VmRef
 from sendense_agent.properties import moref_of, read_some
-from sendense_agent.tasks import wait_for_task
+from sendense_agent.tasks import TaskFailed, wait_for_task
 from sendense_agent.vcenter import VCenter
 
 log = structlog.get_logger()
@@ -71,12 +71,13 @@ async def create_snapshot(vcenter: VCenter, ref: VmRef, holder: Holder, *, quies
     """
     existing = await vcenter.read("look for the job's snapshot", lambda service: _ours(service, ref, holder))
     if not existing:
-        for level in [True, False] if quiesce else [False]:
-            try:
-                await _make(vcenter, ref, holder, quiesce=level)
-                break
-            except _QuiesceFailed as failed:
-                log.warning("the guest could not quiesce, taking a crash-consistent snapshot", fault=str(failed))
+        try:
+            await _make(vcenter, ref, holder, quiesce=quiesce)
+        except TaskFailed as failed:
+            if not quiesce or not isinstance(failed.fault, _QUIESCE_FAULTS):
+                raise
+            log.warning("the guest could not quiesce, taking a crash-consistent snapshot", fault=str(failed))
+            await _make(vcenter, ref, holder, quiesce=False)
         existing = await vcenter.read("look for the job's snapshot", lambda service: _ours(service, ref, holder))
     if not existing:
         raise SnapshotNotFound(snapshot_name(holder.job_id))
@@ -159,50 +160,31 @@ def snapshot_disk(service: Any, moref: str, device_key: int) -> Disk:
     raise DiskNotFound(moref, device_key)
 
 
-class _QuiesceFailed(Exception):
-    """The guest could not make its file systems consistent."""
-
-
 async def _make(vcenter: VCenter, ref: VmRef, holder: Holder, *, quiesce: bool) -> None:
-    def start(service: Any) -> Any:
-        return find_vm(service, ref).CreateSnapshot_Task(
+    def start(service: Any) -> str:
+        task = find_vm(service, ref).CreateSnapshot_Task(
             name=snapshot_name(holder.job_id), description=describe(holder), memory=False, quiesce=quiesce
         )
+        return moref_of(task)
 
-    def wait(service: Any) -> None:
-        try:
-            wait_for_task(service, vim.Task(task, service._stub), "the snapshot", CREATE_SECONDS)  # noqa: SLF001
-        except _QUIESCE_FAULTS as fault:
-            raise _QuiesceFailed(f"{type(fault).__name__}: {fault.msg}") from fault
-
-    task = moref_of(await vcenter.change("make a snapshot", start))
-    await vcenter.read("make a snapshot", wait)
+    task = await vcenter.change("make a snapshot", start)
+    await wait_for_task(vcenter, task, "make a snapshot", CREATE_SECONDS)
 
 
 async def _remove_one(vcenter: VCenter, moref: str) -> bool:
     """Removes a snapshot; returns False when it was gone already."""
 
-    def start(service: Any) -> Any:
+    def start(service: Any) -> str:
         snapshot = vim.vm.Snapshot(moref, service._stub)  # noqa: SLF001
         try:
-            return snapshot.RemoveSnapshot_Task(removeChildren=False, consolidate=True)
+            return moref_of(snapshot.RemoveSnapshot_Task(removeChildren=False, consolidate=True))
         except vmodl.fault.ManagedObjectNotFound:
-            return None
+            return ""
 
     task = await vcenter.change("remove a snapshot", start)
-    if task is None:
-        return False
-    task_moref = moref_of(task)
-    await vcenter.read(
-        "remove a snapshot",
-        lambda service: wait_for_task(
-            service,
-            vim.Task(task_moref, service._stub),  # noqa: SLF001
-            f"removing the snapshot {moref}",
-            REMOVE_SECONDS,
-        ),
-    )
-    return True
+    if task:
+        await wait_for_task(vcenter, task, "remove a snapshot", REMOVE_SECONDS)
+    return bool(task)
 
 
 async def _consolidate(vcenter: VCenter, ref: VmRef) -> None:
@@ -210,12 +192,10 @@ async def _consolidate(vcenter: VCenter, ref: VmRef) -> None:
     if not await vcenter.read("look at consolidation", lambda service: _consolidation_needed(service, ref)):
         return
     log.warning("the VM's disks need consolidation", vm=ref.vm_uuid)
-    task = await vcenter.change("consolidate disks", lambda service: find_vm(service, ref).ConsolidateVMDisks_Task())
-    task_moref = moref_of(task)
-    await vcenter.read(
-        "consolidate disks",
-        lambda service: wait_for_task(service, vim.Task(task_moref, service._stub), "consolidation", REMOVE_SECONDS),  # noqa: SLF001
+    task = await vcenter.change(
+        "consolidate disks", lambda service: moref_of(find_vm(service, ref).ConsolidateVMDisks_Task())
     )
+    await wait_for_task(vcenter, task, "consolidate disks", REMOVE_SECONDS)
     if await vcenter.read("look at consolidation", lambda service: _consolidation_needed(service, ref)):
         raise ConsolidationNeeded(ref.vm_uuid)
 
