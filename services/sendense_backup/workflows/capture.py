@@ -59,8 +59,8 @@ async def capture(work: Work, position: int) -> Outcome:
         try:
             await _copy(work, row, name, meter)
         except SendenseError as error:
-            if not is_passing(error):
-                raise
+            if not is_passing(error) or error.metadata.get("poisons") == "true":
+                raise  # for good, or the layer may have lost what was acknowledged
             row = await work.catalogue.running.disk(work.backup_id, position)
             failures = 1 if (await _journaled(work, row)).bytes > before else failures + 1
             if failures > settings.capture_resumes:

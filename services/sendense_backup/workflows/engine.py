@@ -1,26 +1,23 @@
 """DBOS, as this service uses it: launched inside the gRPC event loop, one executor a process, its own database.
 
-With SQLite there is exactly one backup process, held to that by a lock on a file, with a fixed executor id: what an
-earlier process left pending is recovered when this one starts. With PostgreSQL see `executor`.
+Who this process is to DBOS, and what becomes of a dead one's jobs, is in `executor`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-from contextlib import suppress
-from typing import IO, Self
+from typing import Self
 
 import structlog
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from sendense_backup.config import BackupSettings
 from sendense_backup.workflows.backup import backup
 from sendense_backup.workflows.durable import APPLICATION_VERSION
+from sendense_backup.workflows.executor import executor_for
 from sendense_backup.workflows.release import release
 from sendense_backup.workflows.runtime import Runtime, install, stop_executions
-from sendense_rpc.errors import Kind, SendenseError
 
 log = structlog.get_logger()
 
@@ -28,24 +25,19 @@ QUEUE = "backup"
 POLLING_SECONDS = 0.1
 """The default of one second would be felt at each start."""
 
+STOPPING_SECONDS = 0.2
+"""DBOS's listener, which nothing here uses, sleeps this long between two looks; stopping waits for it."""
+
+APPLICATION = "sendense-backup"
+
 ENDED = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
 """Statuses of workflows that do nothing any more."""
 
 
-class AlreadyRunning(SendenseError):
-    """Another backup process works on this state directory."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(
-            f"another backup service holds {path}",
-            kind=Kind.FAILED_PRECONDITION,
-            reason="ALREADY_RUNNING",
-            help="Stop it first; several replicas need PostgreSQL (SENDENSE_DATABASE_URL).",
-        )
-
-
 class Engine:
     """Runs the workflows of this process; an async context manager.
+
+    Entering raises `executor.AlreadyRunning` where another process works on this state directory.
 
     Args:
         runtime: What they work with.
@@ -53,11 +45,13 @@ class Engine:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._lock: IO[str] | None = None
+        self._executor = executor_for(runtime.settings)
+        self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        await self._executor.acquire()
         try:
-            await self.start()
+            await self._launch()
         except BaseException:
             await self.stop()
             raise
@@ -66,33 +60,36 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def start(self) -> None:
-        """Launches DBOS and recovers what was left pending.
-
-        Raises:
-            AlreadyRunning: Another process works on this state directory.
-        """
+    async def _launch(self) -> None:
+        """Launches DBOS, which recovers what an earlier process of this executor id left pending."""
         settings = self._runtime.settings
-        self._lock = _take_lock(settings)
+        await asyncio.to_thread(_register_queue, settings)
         install(self._runtime)
         DBOS(
             config={
-                "name": "sendense-backup",
+                "name": APPLICATION,
                 "system_database_url": settings.workflow_url,
                 "serializer": DBOSPortableJSONSerializer(),
                 "application_version": APPLICATION_VERSION,
-                "executor_id": "embedded",
+                "executor_id": self._executor.executor_id,
                 "log_level": "WARNING",
+                "notification_listener_polling_interval_sec": STOPPING_SECONDS,
             }
         )
         # In this loop's thread, so that DBOS runs the workflows in this loop, beside gRPC and the catalogue.
         DBOS.launch()
-        await DBOS.register_queue_async(
-            QUEUE,
-            worker_concurrency=settings.jobs_at_once,
-            polling_interval_sec=POLLING_SECONDS,
-            on_conflict="always_update",
-        )
+        self._watch = asyncio.create_task(self._executor.watch(self._pending, self._take_over))
+
+    async def _pending(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for each in await DBOS.list_workflows_async(
+            status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
+        ):
+            found.setdefault(each.executor_id or "", []).append(each.workflow_id)
+        return found
+
+    async def _take_over(self, workflow_ids: list[str]) -> None:
+        await DBOS.resume_workflows_async(workflow_ids, queue_name=QUEUE)
 
     async def enqueue(self, backup_id: str) -> None:
         """Queues a job's workflow; again is no error."""
@@ -111,23 +108,24 @@ class Engine:
 
     async def stop(self) -> None:
         """Stops without undoing anything: what is pending goes on at the next start."""
-        if self._lock is None:
-            return  # another engine's workflows, if any, are not ours to stop
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         await stop_executions()
         await asyncio.to_thread(DBOS.destroy)
         install(None)
-        self._lock.close()
-        self._lock = None
+        await self._executor.release()
 
 
-def _take_lock(settings: BackupSettings) -> IO[str]:
-    path = settings.executor_lock
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = path.open("a")
+def _register_queue(settings: BackupSettings) -> None:
+    """Makes DBOS's tables and the queue before the launch: a queue made after it is noticed a second later only."""
+    DBOS.migrate(settings.workflow_url)
+    client = DBOSClient(
+        system_database_url=settings.workflow_url,
+        serializer=DBOSPortableJSONSerializer(),
+        application_name=APPLICATION,
+    )
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        with suppress(OSError):
-            lock.close()
-        raise AlreadyRunning(str(path)) from error
-    return lock
+        client.register_queue(QUEUE, worker_concurrency=settings.jobs_at_once, polling_interval_sec=POLLING_SECONDS)
+    finally:
+        client.destroy()

@@ -11,7 +11,7 @@ from backup_world import World
 
 from sendense.backup.v1 import backup_pb2
 from sendense_backup.config import BackupSettings
-from sendense_backup.workflows.engine import AlreadyRunning
+from sendense_backup.workflows.executor import AlreadyRunning
 from sendense_rpc.errors import Kind, RemoteError
 
 pytest_plugins = ("backup_fixtures",)
