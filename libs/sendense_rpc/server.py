@@ -101,8 +101,9 @@ async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Ev
         with _signals(stop):
             log.info("serving", socket=str(socket))
             await stop.wait()
-        log.info("draining")
-        await server.stop(GRACE)
+            # Still with our handlers: a second signal must not cut the calls that are being finished.
+            log.info("draining")
+            await server.stop(GRACE)
     log.info("stopped")
 
 

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy import text
 
-from conftest import serving
 from sendense.access.v1 import access_pb2, access_pb2_grpc
 from sendense_access.audit import BrokenChain, verify_chain
 from sendense_access.config import AccessSettings
@@ -26,6 +25,7 @@ from sendense_db.engine import Database
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import Kind, RemoteError, SendenseError
 from sendense_rpc.identity import TokenVerifier
+from support import serving
 
 
 @asynccontextmanager

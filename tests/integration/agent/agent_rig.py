@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import serving
 from fakes.nbd_server import storage_daemon
 from fakes.tunnel_peers import AgentRegistryFake, ExportCatalogueFake
 from sendense.agent.v1 import agent_pb2, agent_pb2_grpc
@@ -25,6 +24,7 @@ from sendense_lab.client import LabClient
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_tunnel.config import TunnelSettings
 from sendense_tunnel.main import open_tunnel
+from support import serving
 
 MIB = 1 << 20
 ALIGNMENT = 64 << 10

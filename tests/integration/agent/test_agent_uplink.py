@@ -15,7 +15,6 @@ import nbd
 import pytest
 import structlog
 
-from conftest import free_port, serving
 from fakes.nbd_server import make_qcow2, storage_daemon
 from fakes.tunnel_peers import AgentRegistryFake, ExportCatalogueFake
 from sendense_agent.config import AgentSettings
@@ -25,6 +24,7 @@ from sendense_agent.own_key import load_or_create_key
 from sendense_agent.uplink import Uplink
 from sendense_tunnel.config import TunnelSettings
 from sendense_tunnel.main import open_tunnel
+from support import free_port, serving
 
 MIB = 1 << 20
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from backup_world import World
 
-from conftest import serving
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense_backup.config import BackupSettings
 from sendense_backup.main import build
@@ -19,6 +18,7 @@ from sendense_backup.store import metadata
 from sendense_backup.workflows.runtime import Observer
 from sendense_db.engine import Database
 from sendense_rpc.channel import Peer, unix_peer
+from support import serving
 
 PATIENCE = 90.0
 

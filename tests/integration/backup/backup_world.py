@@ -18,7 +18,6 @@ from typing import Any
 from blake3 import blake3
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from conftest import serving
 from sendense.agent.v1 import agent_pb2, agent_pb2_grpc
 from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
 from sendense.repository.v1 import (
@@ -35,6 +34,7 @@ from sendense_blockio.journal import Entry, decode_entries, encode_entries, entr
 from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.server import Service, Servicer
 from sendense_rpc.settings import ServiceSettings
+from support import serving
 
 CLUSTER = 4096
 CAPACITY = 16 * CLUSTER

@@ -37,6 +37,7 @@ async def service_process(
         env={
             **os.environ,
             "SENDENSE_HOME": str(settings.root),
+            "SENDENSE_DATABASE_URL": settings.database_url,
             "SENDENSE_BACKUP_JOBS_AT_ONCE": "60",
             "SENDENSE_BACKUP_RETRY_SECONDS": "5",
             "SENDENSE_BACKUP_SWEEP_SECONDS": "0.3",

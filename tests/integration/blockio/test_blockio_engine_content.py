@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 from blockio_disks import content, make_qcow2, read_qcow2, write_sparse
+from blockio_servers import NbdServers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import NbdServers
 from sendense_blockio.endpoint import Endpoint
 from sendense_blockio.engine import Batch, CopyOptions, CopyProgress, copy
 from sendense_blockio.extents import Extent, total

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from blockio_disks import content, make_qcow2, read_qcow2, write_sparse
+from blockio_servers import NbdServers
 
-from conftest import NbdServers
 from sendense_blockio.endpoint import Endpoint
 from sendense_blockio.engine import Batch, CopyOptions, CopyProgress, copy
 from sendense_blockio.errors import (

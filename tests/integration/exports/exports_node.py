@@ -9,7 +9,6 @@ from pathlib import Path
 
 from nbdd_process import RunningNbdd, nbdd_running
 
-from conftest import serving
 from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
 from sendense_access.keys import SigningKey
 from sendense_db.engine import Database
@@ -17,6 +16,7 @@ from sendense_exports.config import ExportsSettings
 from sendense_exports.main import build
 from sendense_exports.store import metadata
 from sendense_rpc.channel import Peer, unix_peer
+from support import serving
 
 MIB = 1 << 20
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sendense_exports.config import ExportsSettings
@@ -119,3 +121,36 @@ async def listed(nbdd: RunningNbdd) -> set[str]:
         return set()
     finished = await run(["nbdinfo", "--list", "--json", nbdd.uri("")], img.QUICK)
     return {export["export-name"] for export in json.loads(finished.stdout)["exports"]}
+
+
+@asynccontextmanager
+async def nbdkit(socket: Path, *arguments: str) -> AsyncIterator[str]:
+    """An nbdkit with a plugin and filters as given; yields its URI."""
+    process = await asyncio.create_subprocess_exec("nbdkit", "-f", "--exit-with-parent", "-U", str(socket), *arguments)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not socket.exists():  # noqa: ASYNC240  # a stat
+                assert process.returncode is None, "nbdkit ended"
+                await asyncio.sleep(0.01)
+        yield f"nbd+unix:///?socket={socket}"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def noise(path: Path, size: int, seed: int = 1) -> Path:
+    """A file of random bytes, the same for the same seed."""
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return path
+
+
+@contextmanager
+def loop_device(backing: Path) -> Iterator[str]:
+    """A loop device over a file; needs root."""
+    made = subprocess.run(["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True)
+    device = made.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nbd
 import pytest
-from nbdd_process import RunningNbdd, listed, nbdcopy, nbdd_running, overlay, start
+from nbdd_process import (
+    RunningNbdd,
+    listed,
+    loop_device,
+    nbdcopy,
+    nbdd_running,
+    nbdkit,
+    noise,
+    overlay,
+    start,
+)
 
 from sendense_exports.config import ExportsSettings
 from sendense_qemu import img
@@ -39,31 +49,36 @@ def images(settings: ExportsSettings) -> Path:
     return folder
 
 
-async def test_exports_come_and_go_while_a_copy_to_another_one_runs(nbdd: RunningNbdd, images: Path) -> None:
-    size = 512 * MIB
-    source = images / "source.raw"
-    block = os.urandom(MIB)
-    with source.open("wb") as file:
-        for number in range(size // MIB):
-            file.write(block[number % 97 :] + block[: number % 97])
+async def test_200_exports_come_and_go_while_a_copy_to_another_one_runs(nbdd: RunningNbdd, images: Path) -> None:
+    """The copy is held back until all are gone, so it really ran meanwhile; then it is let go, and finishes."""
+    size, others, step = 64 * MIB, 200, 20
+    source = noise(images / "source.raw", size)
     await img.create_qcow2(images / "target.qcow2", size)
-    for number in range(40):
-        await img.create_qcow2(images / f"o{number}.qcow2", MIB)
+    await img.create_qcow2(images / "other-0.qcow2", MIB)
+    for number in range(1, others):
+        shutil.copy(images / "other-0.qcow2", images / f"other-{number}.qcow2")
     nbdd.conf("target", images / "target.qcow2")
     before = await nbdd.reload()
-    copy = asyncio.create_task(nbdcopy(source, nbdd.uri("target")))
-    rounds = 0
-    while not copy.done() or rounds < 2:
-        for number in range(40):
-            nbdd.conf(f"other-{number}", images / f"o{number}.qcow2")
-        added = await nbdd.reload()
-        assert sum(export.state == "serving" for export in added.exports.values()) == 41
-        for number in range(40):
-            (nbdd.settings.conf_dir / f"other-{number}.conf").unlink()
-        removed = await nbdd.reload()
-        assert set(removed.exports) == {"target"}
-        rounds += 1
-    await copy
+    rate = images / "rate"
+    rate.write_text("64M")  # bits a second
+    filters = ("--filter=rate", "file", str(source), "rate=64M", f"rate-file={rate}")
+    async with nbdkit(images / "source.sock", *filters) as uri:
+        copy = asyncio.create_task(nbdcopy(uri, nbdd.uri("target")))
+        for first in range(0, others, step):
+            for number in range(first, first + step):
+                nbdd.conf(f"other-{number}", images / f"other-{number}.qcow2")
+            added = await nbdd.reload()
+            assert sum(export.state == "serving" for export in added.exports.values()) == first + step + 1
+        assert len(await listed(nbdd)) == others + 1
+        for first in range(0, others, step):
+            for number in range(first, first + step):
+                (nbdd.settings.conf_dir / f"other-{number}.conf").unlink()
+            removed = await nbdd.reload()
+            assert len(removed.exports) == others - first - step + 1
+        assert not copy.done()
+        assert set(removed.exports) == await listed(nbdd) == {"target"}
+        rate.write_text("0")  # no limit
+        await copy
     after = nbdd.status()
     assert (after.daemon_pid, after.daemon_starts) == (before.daemon_pid, 1)
     (nbdd.settings.conf_dir / "target.conf").unlink()
@@ -247,25 +262,18 @@ async def test_a_second_writer_of_an_image_is_refused_naming_the_first(nbdd: Run
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a loop device needs root")
 async def test_a_block_device_on_the_list_is_served_beside_files(settings: ExportsSettings, images: Path) -> None:
-    backing = images / "device.raw"
-    backing.write_bytes(os.urandom(2 * MIB))
-    made = subprocess.run(  # noqa: ASYNC221
-        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
-    )
-    loop = made.stdout.strip()
-    try:
+    backing = noise(images / "device.raw", 2 * MIB)
+    with loop_device(backing) as loop:
         async with nbdd_running(settings, SENDENSE_EXPORTS_DEVICE_PATTERN="/dev/loop[0-9]+") as nbdd:
             nbdd.conf("migration-vm-1-disk0", loop, "raw")
             nbdd.conf("backup", await overlay(images, "vm"))
             status = await nbdd.reload()
             assert status.exports["migration-vm-1-disk0"].size_bytes == 2 * MIB
-            source = images / "source.raw"
-            source.write_bytes(os.urandom(2 * MIB))
+            source = noise(images / "source.raw", 2 * MIB, seed=2)
             await nbdcopy(source, nbdd.uri("migration-vm-1-disk0"))
             await nbdcopy(nbdd.uri("migration-vm-1-disk0"), images / "back.raw")
             assert (images / "back.raw").read_bytes() == source.read_bytes()
-    finally:
-        subprocess.run(["losetup", "--detach", loop], check=True)  # noqa: ASYNC221
+            assert status.exports["backup"].state == "serving"
 
 
 async def test_only_one_nbdd_serves_a_configuration(nbdd: RunningNbdd) -> None:

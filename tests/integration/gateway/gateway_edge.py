@@ -18,7 +18,6 @@ import pytest
 import pytest_asyncio
 from gateway_fakes import Seen, running, services
 
-from conftest import serving
 from sendense_access.config import AccessSettings
 from sendense_access.keys import SigningKey, write_workload_identities
 from sendense_access.main import build
@@ -26,6 +25,7 @@ from sendense_access.store import metadata
 from sendense_db.engine import Database
 from sendense_gateway.config import GatewaySettings
 from sendense_gateway.main import serve
+from support import serving
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 from aiohttp import web
 from google.protobuf.message import Message
 
-from conftest import serving
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
 from sendense.repository.v1 import repository_pb2, repository_pb2_grpc
@@ -18,6 +17,7 @@ from sendense.restore.v1 import restore_pb2, restore_pb2_grpc
 from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.server import Service, Servicer, listening
 from sendense_rpc.settings import ServiceSettings
+from support import serving
 
 CONTENT = bytes(range(256)) * 40
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from gateway_edge import eventually
 
-from conftest import free_port
 from sendense_gateway.tls import ensure_certificate
+from support import free_port
 
 
 @asynccontextmanager

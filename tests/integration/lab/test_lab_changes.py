@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_rig import BLOCK, Vcenter, areas_of, blocks, differing_blocks, disks
 from pyVim.task import WaitForTask
 from pyVmomi import vim, vmodl
 
-from conftest import BLOCK, Vcenter, areas_of, blocks, differing_blocks, disks
 from sendense_lab.client import LabClient
 
 Export = Callable[..., Path]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_rig import Vcenter
 
-from conftest import Vcenter
 from sendense_lab.client import LabClient
 
 PATH = "/folder/folder/folder-flat.vmdk?dcPath=lab&dsName=labstore"

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from lab_rig import Vcenter, blocks, differing_blocks, disks, leftovers
 
-from conftest import Vcenter, blocks, differing_blocks, disks, leftovers
 from sendense_lab.client import LabClient
 from sendense_lab.errors import LabError, ServerNotRunningError
 

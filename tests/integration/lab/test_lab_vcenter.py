@@ -8,11 +8,11 @@ import ssl
 from typing import Any
 
 import pytest
+from lab_rig import Vcenter, disks
 from pyVim.connect import Disconnect, SmartConnect
 from pyVim.task import WaitForTask
 from pyVmomi import vim, vmodl
 
-from conftest import Vcenter, disks
 from sendense_lab.client import LabClient
 from sendense_lab.errors import LabError
 

@@ -13,7 +13,6 @@ from typing import Any
 import aiohttp
 from restore_images import Images, Point
 
-from conftest import serving
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense.repository.v1 import layer_pb2, point_pb2, point_pb2_grpc
 from sendense.restore.v1 import restore_pb2, restore_pb2_grpc
@@ -30,6 +29,7 @@ from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.identity import current_caller
 from sendense_rpc.server import Service, Servicer
 from sendense_rpc.settings import ServiceSettings
+from support import serving
 
 
 async def _unused(_self: object, request: Any, context: Any) -> Any:

@@ -11,7 +11,6 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from conftest import serving
 from sendense.agent.v1 import agent_pb2, agent_pb2_grpc
 from sendense.tunnel.v1 import tunnel_pb2, tunnel_pb2_grpc
 from sendense_access.keys import SigningKey
@@ -20,6 +19,7 @@ from sendense_rpc.errors import Kind, RemoteError, SendenseError
 from sendense_rpc.identity import current_caller
 from sendense_rpc.server import Service, Servicer, build_server
 from sendense_rpc.settings import ServiceSettings
+from support import serving
 
 
 class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):

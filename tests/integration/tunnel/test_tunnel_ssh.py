@@ -16,7 +16,6 @@ import nbd
 import pytest
 import structlog
 
-from conftest import free_port, serving
 from fakes.nbd_server import make_qcow2, storage_daemon
 from fakes.tunnel_peers import AgentRegistryFake, ExportCatalogueFake
 from sendense.tunnel.v1 import tunnel_pb2, tunnel_pb2_grpc
@@ -24,6 +23,7 @@ from sendense_rpc.channel import unix_peer
 from sendense_tunnel.config import TunnelSettings
 from sendense_tunnel.host_key import HostKeyUnsafe, load_or_create_host_key
 from sendense_tunnel.main import check_listener, open_tunnel
+from support import free_port, serving
 
 MIB = 1 << 20
 EVIL_SOCKET = Path("/tmp/evil-sendense.sock")
