@@ -110,8 +110,10 @@ class Running:
             )
 
     async def end(self, backup_id: str, attempt: int, status: str) -> None:
-        """Gives the job its final status. Disks that are not done share its failure."""
+        """Gives the job its final status, once. Disks that are not done share its failure."""
         async with self._database.begin() as connection:
+            if await connection.scalar(select(jobs.c.status).where(jobs.c.id == backup_id)) not in ACTIVE:
+                raise Superseded(backup_id, attempt)
             await _mine(
                 connection,
                 backup_id,
