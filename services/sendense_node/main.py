@@ -132,3 +132,7 @@ def _running_pid(settings: NodeSettings) -> int | None:
 def main() -> None:
     """Entry point of `sendense-node`."""
     app()
+
+
+if __name__ == "__main__":
+    main()
