@@ -65,8 +65,10 @@ async def _execute(runtime: Runtime, backup_id: str) -> str:
         await runtime.observer.begins(backup_id, RELEASE_PHASE)
         left = await _give_back_patiently(work)
         await runtime.observer.executed(backup_id, RELEASE_PHASE)
-        if left:
-            listed = ", ".join(f"{lease.kind} {lease.resource_id or lease.resource}" for lease in left)
+        listed = ", ".join(f"{lease.kind} {lease.resource_id or lease.resource}" for lease in left)
+        if left and ended:
+            log.error("still not given back", job=backup_id, left=listed)  # the job's log said so when it ended
+        elif left:
             await work.log("error", "release", f"not given back yet, tried again later: {listed}")
         if not ended:
             await _end(work)

@@ -8,6 +8,8 @@ begun by another version. It says what it did in the job's log.
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import dataclass
 from typing import Self
 
 import structlog
@@ -22,6 +24,19 @@ from sendense_backup.workflows.runtime import Runtime, Work
 log = structlog.get_logger()
 
 
+LONGEST_PAUSE_SECONDS = 300.0
+"""What cannot be given back (its agent is gone for days) is tried this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A try to give back what a job holds: its workflow, when the next may begin, and the pause after that."""
+
+    workflow_id: str
+    not_before: float
+    pause: float
+
+
 class Sweeper:
     """Looks at all jobs every `sweep_seconds`, and at once when one was handed over; an async context manager.
 
@@ -33,7 +48,7 @@ class Sweeper:
     def __init__(self, runtime: Runtime, engine: Engine) -> None:
         self._runtime = runtime
         self._engine = engine
-        self._rounds: dict[str, str] = {}
+        self._rounds: dict[str, _Round] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -66,7 +81,9 @@ class Sweeper:
                 await self._release(job)
             else:
                 await self._look_after(job)
-        for backup_id in await self._runtime.catalogue.leases.left_behind():
+        left = await self._runtime.catalogue.leases.left_behind()
+        self._rounds = {backup_id: each for backup_id, each in self._rounds.items() if backup_id in left}
+        for backup_id in left:
             await self._give_back(backup_id)
 
     async def _look_after(self, job: Job) -> None:
@@ -103,10 +120,18 @@ class Sweeper:
             await self._give_back(job.backup_id)
 
     async def _give_back(self, backup_id: str) -> None:
-        earlier = self._rounds.get(backup_id) or release_id(backup_id)
-        status, _ = await self._engine.state(earlier)
+        """Starts a further round for what a job could not give back, with growing pauses."""
+        last = self._rounds.get(backup_id, _Round(release_id(backup_id), 0.0, self._runtime.settings.sweep_seconds))
+        if time.monotonic() < last.not_before:
+            return
+        status, _ = await self._engine.state(last.workflow_id)
         if status and status not in ENDED:
             return
         attempt = (await self._runtime.catalogue.running.read(backup_id)).attempt
-        self._rounds[backup_id] = release_id(backup_id, attempt + 1)
-        await self._engine.release(backup_id, self._rounds[backup_id])
+        following = _Round(
+            workflow_id=release_id(backup_id, attempt + 1),
+            not_before=time.monotonic() + last.pause,
+            pause=min(2 * last.pause, LONGEST_PAUSE_SECONDS),
+        )
+        self._rounds[backup_id] = following
+        await self._engine.release(backup_id, following.workflow_id)
