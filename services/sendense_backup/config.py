@@ -21,6 +21,7 @@ class BackupSettings(ServiceSettings):
             lease and given back by the sweeper.
         stall_seconds: A capture that reports nothing for so long is broken off and resumed.
         capture_resumes: How often in a row a capture is resumed without a single batch of progress in between.
+        resume_pause_seconds: Pause before a capture that broke off goes on.
         sweep_seconds: Pause between two rounds of the sweeper.
         max_attempts: Executions of a job after which it is failed instead of being recovered once more.
         max_snapshots: A VM with more snapshots than this is refused: a deep chain slows it and may break.
@@ -35,6 +36,7 @@ class BackupSettings(ServiceSettings):
     release_seconds: float = Field(default=60.0, gt=0)
     stall_seconds: float = Field(default=120.0, gt=0)
     capture_resumes: int = Field(default=3, ge=0)
+    resume_pause_seconds: float = Field(default=1.0, ge=0)
     sweep_seconds: float = Field(default=30.0, gt=0)
     max_attempts: int = Field(default=20, ge=1)
     max_snapshots: int = Field(default=30, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from sendense_backup.model import KnownVm
@@ -103,7 +104,7 @@ class NoFullBackup(SendenseError):
             f"VM '{vm_name}' has no full backup in repository '{repository}' to build on",
             kind=Kind.FAILED_PRECONDITION,
             reason="NO_FULL_BACKUP",
-            help=f"Take a full backup first: sendense-ctl backup start --vm '{vm_name}' --type full",
+            help=f"Take a full backup first: sendense-ctl backup start --vm {shlex.quote(vm_name)} --type full",
             metadata={"vm_name": vm_name, "repository": repository},
         )
 
@@ -129,7 +130,7 @@ class BackupMustEnd(SendenseError):
             f"backup {backup_id} is still running",
             kind=Kind.FAILED_PRECONDITION,
             reason="BACKUP_RUNNING",
-            help=f"Cancel it first: sendense-ctl backup cancel {backup_id}",
+            help=f"Cancel it first: sendense-ctl backup cancel --backup-id {backup_id}",
             metadata={"backup_id": backup_id},
         )
 

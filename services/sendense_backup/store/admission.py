@@ -83,7 +83,7 @@ class Admission:
             raise BackupRunning(
                 new.vm_name,
                 running,
-                help_text=f"Wait for it, or cancel it: sendense-ctl backup cancel {running}",
+                help_text=f"Wait for it, or cancel it: sendense-ctl backup cancel --backup-id {running}",
             )
         identifier = await self._free_id(connection, new.vm_name, moment)
         await connection.execute(

@@ -30,8 +30,6 @@ PROGRESS_SECONDS = 0.5
 """Progress is written at most this often."""
 CANCEL_SECONDS = 1.0
 """A silent capture is asked this often whether it was cancelled."""
-RESUME_PAUSE_SECONDS = 1.0
-"""Pause before a broken capture goes on."""
 
 
 async def open_export(work: Work, position: int) -> Outcome:
@@ -72,7 +70,7 @@ async def capture(work: Work, position: int) -> Outcome:
                 reason=error.reason,
                 position=position,
             )
-            await asyncio.sleep(RESUME_PAUSE_SECONDS)
+            await asyncio.sleep(settings.resume_pause_seconds)
             name = ""
         else:
             return {}

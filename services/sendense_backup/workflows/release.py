@@ -149,7 +149,7 @@ async def remove_job_snapshot(work: Work, lease: Lease) -> None:
     job = await work.job()
     removed = await (await work.agent()).remove_snapshot(job.ref, work.holder, lease.resource_id)
     await work.catalogue.leases.end(lease)
-    await work.log("info", "release", f"snapshot {', '.join(removed) or 'was gone already'} removed", morefs=removed)
+    await work.log("info", "unsnapshot", f"snapshot {', '.join(removed) or 'was gone already'} removed", morefs=removed)
 
 
 UNDO: dict[str, Callable[[Work, Lease], Awaitable[None]]] = {

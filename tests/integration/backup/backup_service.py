@@ -24,7 +24,14 @@ PATIENCE = 90.0
 
 
 def settings_for(home: Path, **values: Any) -> BackupSettings:
-    chosen = {"retry_seconds": 0.6, "release_seconds": 1.0, "sweep_seconds": 0.3, "stall_seconds": 5.0, **values}
+    chosen = {
+        "retry_seconds": 0.6,
+        "release_seconds": 1.0,
+        "sweep_seconds": 0.3,
+        "stall_seconds": 5.0,
+        "resume_pause_seconds": 0.05,
+        **values,
+    }
     return BackupSettings(SENDENSE_HOME=home, **chosen)  # type: ignore[call-arg]
 
 
@@ -56,7 +63,7 @@ class Client:
                 backup = await self.get(backup_id)
                 if backup.status in ("completed", "failed", "cancelled"):
                     return backup
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.15)
 
     async def copied_something(self, backup_id: str) -> None:
         """Waits until the backup shows that it has copied bytes."""

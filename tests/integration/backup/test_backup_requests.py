@@ -38,7 +38,7 @@ async def test_bad_starts_are_refused_with_the_reason_and_leave_no_job(client: C
     assert (repository.kind, repository.reason) == (Kind.NOT_FOUND, "REPOSITORY_NOT_FOUND")
     first = await refused(client.start("web", "incremental"))
     assert (first.kind, first.reason) == (Kind.FAILED_PRECONDITION, "NO_FULL_BACKUP")
-    assert "sendense-ctl backup start --vm 'web' --type full" in first.help
+    assert "sendense-ctl backup start --vm web --type full" in first.help
     both = await refused(client.start("web", vm_uuid=world.vms[0].uuid))
     assert (both.kind, both.reason) == (Kind.INVALID_ARGUMENT, "INVALID_FIELD")
     assert (await refused(client.start(""))).reason == "INVALID_FIELD"
