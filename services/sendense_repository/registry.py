@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import structlog
@@ -82,7 +81,7 @@ class Registry:
             RepositoryUnusable: The directory cannot keep backups.
         """
         async with self._registering:
-            path = Path(os.path.normpath(path))
+            path = roots.normal_path(path)
             await self._refuse_known(name, path)
             room = await asyncio.to_thread(roots.probe, path, self._reserve_bytes)
             marker = await asyncio.to_thread(roots.read_marker, path)

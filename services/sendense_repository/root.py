@@ -44,6 +44,11 @@ class Room:
     free: int
 
 
+def normal_path(root: Path) -> Path:
+    """Returns the path without `.`, `..` and doubled slashes; symbolic links stay, they may be the admin's way."""
+    return Path(os.path.normpath(root))
+
+
 def read_marker(root: Path) -> Marker | None:
     """Returns the marker, None when the root has none.
 

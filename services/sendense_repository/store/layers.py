@@ -68,8 +68,10 @@ class Layers:
             await connection.execute(insert(table).values(**asdict(record)))
 
     async def record_areas(self, layer_id: str, digest: str, count: int, total_bytes: int) -> None:
-        """Keeps what was fixed."""
-        await self._update(layer_id, areas_digest=digest, area_count=count, area_bytes=total_bytes)
+        """Keeps what was fixed; from now on it is known how much will be written."""
+        await self._update(
+            layer_id, areas_digest=digest, area_count=count, area_bytes=total_bytes, estimated_bytes=total_bytes
+        )
 
     async def record_seal(self, record: LayerRecord) -> None:
         """Keeps what the seal found; `record` is the layer as it is now."""

@@ -1,0 +1,62 @@
+"""The repository service's process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from sendense.repository.v1 import layer_pb2_grpc, point_pb2_grpc, repository_pb2_grpc
+from sendense_db.engine import Database
+from sendense_repository.config import RepositorySettings
+from sendense_repository.servicer import LayerServicer, PointServicer, RepositoryServicer
+from sendense_repository.unbroken import Unbroken
+from sendense_repository.wiring import build_parts
+from sendense_rpc.server import Service, Servicer, run
+
+NAME = "repository"
+
+
+@asynccontextmanager
+async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
+    """Opens the catalogue and the repositories, and yields the service."""
+    database = Database(settings.catalogue_url)
+    unbroken = Unbroken()
+    parts = build_parts(database, settings.reserve_bytes)
+    try:
+        await parts.start(settings.local_root)
+        yield Service(
+            name=NAME,
+            servicers=[
+                Servicer(
+                    "sendense.repository.v1.RepositoryService",
+                    RepositoryServicer(parts.registry, unbroken),
+                    repository_pb2_grpc.add_RepositoryServiceServicer_to_server,
+                ),
+                Servicer(
+                    "sendense.repository.v1.LayerService",
+                    LayerServicer(parts.layers, parts.sealer, unbroken),
+                    layer_pb2_grpc.add_LayerServiceServicer_to_server,
+                ),
+                Servicer(
+                    "sendense.repository.v1.PointService",
+                    PointServicer(parts.points, parts.chains, parts.deleter, unbroken),
+                    point_pb2_grpc.add_PointServiceServicer_to_server,
+                ),
+            ],
+            check=parts.check,
+        )
+    finally:
+        await unbroken.drain()
+        parts.journals.close_all()
+        await database.close()
+
+
+def main() -> None:
+    """Runs the service until it is told to stop."""
+    settings = RepositorySettings()
+    run(partial(build, settings), settings, NAME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The gRPC edge: each RPC converts, calls one use case, converts back. Mutations outlive a caller's deadline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from sendense.repository.v1 import (
+    layer_pb2,
+    layer_pb2_grpc,
+    point_pb2,
+    point_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+)
+from sendense_blockio.errors import InvalidExtentError
+from sendense_repository import convert
+from sendense_repository.chain import ChainViewer
+from sendense_repository.deletion import Deleter
+from sendense_repository.errors import InvalidValue
+from sendense_repository.layer import LayerDesk, NewLayer
+from sendense_repository.point import NewPoint, PointDesk
+from sendense_repository.registry import Registry
+from sendense_repository.sealing import Sealer
+from sendense_repository.unbroken import Unbroken
+
+PAGE_AREAS = 10_000
+"""Areas of one page of an answer."""
+
+
+class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
+    """Implements RepositoryService."""
+
+    def __init__(self, registry: Registry, unbroken: Unbroken) -> None:
+        self._registry = registry
+        self._unbroken = unbroken
+
+    async def ListRepositories(
+        self, request: repository_pb2.ListRepositoriesRequest, context: Any
+    ) -> repository_pb2.ListRepositoriesResponse:
+        """Lists the repositories by name."""
+        del request, context
+        records = await self._registry.all()
+        return repository_pb2.ListRepositoriesResponse(repositories=[convert.repository(each) for each in records])
+
+    async def GetRepository(
+        self, request: repository_pb2.GetRepositoryRequest, context: Any
+    ) -> repository_pb2.Repository:
+        """Returns one repository."""
+        del context
+        return convert.repository(await self._registry.get(request.repository_id))
+
+    async def CreateRepository(
+        self, request: repository_pb2.CreateRepositoryRequest, context: Any
+    ) -> repository_pb2.Repository:
+        """Registers a directory."""
+        del context
+        work = self._registry.create(request.name, request.repository_type, Path(request.path))
+        return convert.repository(await self._unbroken.run(work))
+
+
+class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
+    """Implements LayerService."""
+
+    def __init__(self, desk: LayerDesk, sealer: Sealer, unbroken: Unbroken) -> None:
+        self._desk = desk
+        self._sealer = sealer
+        self._unbroken = unbroken
+
+    async def CreateLayer(self, request: layer_pb2.CreateLayerRequest, context: Any) -> layer_pb2.Layer:
+        """Makes a partial layer, or returns the job's."""
+        del context
+        wanted = NewLayer(
+            repository=request.repository_id,
+            vm_uuid=request.vm_uuid,
+            disk_identity=request.disk_identity,
+            virtual_size_bytes=request.virtual_size_bytes,
+            parent_layer_id=request.parent_layer_id,
+            change_id=request.change_id,
+            estimated_bytes=max(0, request.estimated_bytes),
+        )
+        work = self._desk.create(convert.holder(request.holder), wanted)
+        return convert.placed_layer(await self._unbroken.run(work))
+
+    async def SetAreas(
+        self, request_iterator: AsyncIterator[layer_pb2.SetAreasRequest], context: Any
+    ) -> layer_pb2.Areas:
+        """Fixes what is to be copied."""
+        del context
+        first: layer_pb2.SetAreasRequest | None = None
+        areas = []
+        async for message in request_iterator:
+            first = first or message
+            try:
+                areas += [convert.extent(area) for area in message.areas]
+            except InvalidExtentError as error:
+                raise InvalidValue("areas", str(error)) from error
+        if first is None or not first.layer_id or not first.HasField("holder"):
+            raise InvalidValue("layer_id", "the first message must name holder and layer")
+        work = self._desk.set_areas(convert.holder(first.holder), first.layer_id, areas)
+        fixed = await self._unbroken.run(work)
+        return layer_pb2.Areas(count=fixed.count, total_bytes=fixed.total_bytes, digest=fixed.digest)
+
+    async def ListRemainingAreas(
+        self, request: layer_pb2.ListRemainingAreasRequest, context: Any
+    ) -> AsyncIterator[layer_pb2.AreaPage]:
+        """Streams what is still to be copied."""
+        del context
+        remaining = await self._desk.remaining(request.layer_id)
+        for start in range(0, len(remaining), PAGE_AREAS):
+            yield convert.page(remaining[start : start + PAGE_AREAS])
+
+    async def AppendJournal(self, request: layer_pb2.AppendJournalRequest, context: Any) -> layer_pb2.JournalState:
+        """Commits a flushed batch."""
+        del context
+        work = self._desk.append(convert.holder(request.holder), request.layer_id, request.sequence, request.entries)
+        position = await self._unbroken.run(work)
+        return layer_pb2.JournalState(last_sequence=position.last_sequence, journaled_bytes=position.journaled_bytes)
+
+    async def SealLayer(self, request: layer_pb2.SealLayerRequest, context: Any) -> layer_pb2.Layer:
+        """Seals a layer."""
+        del context
+        work = self._sealer.seal(convert.holder(request.holder), request.layer_id, request.reason)
+        return convert.placed_layer(await self._unbroken.run(work))
+
+    async def DiscardLayer(
+        self, request: layer_pb2.DiscardLayerRequest, context: Any
+    ) -> layer_pb2.DiscardLayerResponse:
+        """Removes a layer that belongs to no point."""
+        del context
+        await self._unbroken.run(self._desk.discard(convert.holder(request.holder), request.layer_id))
+        return layer_pb2.DiscardLayerResponse()
+
+
+class PointServicer(point_pb2_grpc.PointServiceServicer):
+    """Implements PointService."""
+
+    def __init__(self, desk: PointDesk, chains: ChainViewer, deleter: Deleter, unbroken: Unbroken) -> None:
+        self._desk = desk
+        self._chains = chains
+        self._deleter = deleter
+        self._unbroken = unbroken
+
+    async def CommitPoint(self, request: point_pb2.CommitPointRequest, context: Any) -> point_pb2.Point:
+        """Makes a restore point."""
+        del context
+        wanted = NewPoint(
+            repository=request.repository_id,
+            vm_uuid=request.vm_uuid,
+            vm_name=request.vm_name,
+            vm_context_id=request.vm_context_id,
+            layer_ids=list(request.layer_ids),
+            snapshot_at=convert.moment(request.snapshot_at) if request.HasField("snapshot_at") else None,
+            hardware_json=request.hardware_json,
+        )
+        return convert.point(await self._unbroken.run(self._desk.commit(convert.holder(request.holder), wanted)))
+
+    async def GetPoint(self, request: point_pb2.GetPointRequest, context: Any) -> point_pb2.Point:
+        """Returns a committed point."""
+        del context
+        return convert.point(await self._desk.get(request.backup_id))
+
+    async def GetLatestPoint(self, request: point_pb2.GetLatestPointRequest, context: Any) -> point_pb2.Point:
+        """Returns a VM's newest committed point."""
+        del context
+        return convert.point(await self._desk.latest(request.repository_id, request.vm_uuid))
+
+    async def GetChains(self, request: point_pb2.GetChainsRequest, context: Any) -> point_pb2.GetChainsResponse:
+        """Returns a VM's chains."""
+        del context
+        chains = await self._chains.of_context(request.vm_context_id)
+        return point_pb2.GetChainsResponse(chains=[convert.chain(each) for each in chains])
+
+    async def DeletePoint(self, request: point_pb2.DeletePointRequest, context: Any) -> point_pb2.DeletePointResponse:
+        """Removes a restore point."""
+        del context
+        work = self._deleter.delete(
+            convert.holder(request.holder), request.backup_id, cascade=request.cascade, dry_run=request.dry_run
+        )
+        deletion = await self._unbroken.run(work)
+        return point_pb2.DeletePointResponse(backup_ids=deletion.backup_ids, freed_bytes=deletion.freed_bytes)
+
+    async def LeasePoint(self, request: point_pb2.LeasePointRequest, context: Any) -> point_pb2.Lease:
+        """Keeps a point as it is."""
+        del context
+        work = self._desk.lease(request.backup_id, request.holder, request.seconds)
+        return convert.lease(await self._unbroken.run(work))
+
+    async def ReleaseLease(
+        self, request: point_pb2.ReleaseLeaseRequest, context: Any
+    ) -> point_pb2.ReleaseLeaseResponse:
+        """Ends a lease."""
+        del context
+        await self._unbroken.run(self._desk.release(request.backup_id, request.holder))
+        return point_pb2.ReleaseLeaseResponse()
