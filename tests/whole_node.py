@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,18 +29,18 @@ class Api:
         token = token or (node.home / "admin.token").read_text().strip()
         self.client = httpx.Client(
             base_url=self.endpoint,
-            verify=str(node.home / "tls" / "ca.crt"),
+            verify=ssl.create_default_context(cafile=node.home / "tls" / "ca.crt"),
             headers={"Authorization": f"Bearer {token}"},
             timeout=60,
         )
 
-    def get(self, path: str, **params: str) -> httpx.Response:
+    def get(self, path: str, /, **params: str) -> httpx.Response:
         return self.client.get(f"/api/v1{path}", params=params)
 
     def post(self, path: str, body: Any) -> httpx.Response:
         return self.client.post(f"/api/v1{path}", json=body)
 
-    def delete(self, path: str, **params: str) -> httpx.Response:
+    def delete(self, path: str, /, **params: str) -> httpx.Response:
         return self.client.delete(f"/api/v1{path}", params=params)
 
     def finished(self, backup_id: str, seconds: float = 90) -> dict[str, Any]:
@@ -81,7 +82,11 @@ def api(node: RunningNode) -> Iterator[Api]:
 
 
 def kept_snapshot(lab: LabClient, vm: str, backup_id: str) -> str:
-    """Returns the name of the snapshot that a backup was made from; the lab keeps its content after its removal."""
-    names = [snapshot["name"] for snapshot in lab.snapshots(vm) if backup_id in snapshot["name"]]
-    assert len(names) == 1, names
-    return str(names[0])
+    """Returns the moref of the snapshot that a backup was made from; the lab keeps its content after its removal.
+
+    Turning change tracking on makes one of the same name first, which has no change ids yet.
+    """
+    named = [snapshot for snapshot in lab.snapshots(vm) if backup_id in snapshot["name"]]
+    morefs = [snapshot["moref"] for snapshot in named if all(disk["change_id"] for disk in snapshot["disks"])]
+    assert len(morefs) == 1, named
+    return str(morefs[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 
 import httpx
@@ -70,10 +71,10 @@ def download(gateway: Gateway, mount_id: str, path: str, output: Path) -> int:
     partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     url = f"{gateway.endpoint}/api/v1/restore/{mount_id}/download"
     headers = {"Authorization": f"Bearer {gateway.token}"}
-    verify: str | bool = str(gateway.ca_file) if gateway.ca_file else True
+    trust = ssl.create_default_context(cafile=gateway.ca_file)
     try:
         with (
-            httpx.Client(verify=verify, timeout=60) as client,
+            httpx.Client(verify=trust, timeout=60) as client,
             client.stream("GET", url, params={"path": path}, headers=headers) as answer,
         ):
             if answer.status_code != httpx.codes.OK:

@@ -108,9 +108,11 @@ class Demo:
     def compare_layers(self, figures: Figures) -> None:
         """Compares each disk's layer with the snapshot that it was made from, byte for byte."""
         backup = self.ask("sendense-ctl", "backup", "get", "--backup-id", figures.backup_id)
+        taken = self.ask("sendense-lab", "vm", "snapshots", VM)["snapshots"]
+        # The last one of that name: turning change tracking on needs a snapshot of its own before the first backup.
+        snapshot = [each["moref"] for each in taken if each["name"] == f"sendense-{figures.backup_id}"][-1]
         for number, disk in enumerate(backup["disks"]):
             raw = self._work / "snapshot.raw"
-            snapshot = f"sendense-{figures.backup_id}"
             self.ask("sendense-lab", "disk", "export", VM, str(raw), "--disk", str(number), "--snapshot", snapshot)
             command = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), disk["path"]]
             outcome = subprocess.run(command, capture_output=True, text=True, check=False)

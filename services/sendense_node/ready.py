@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -105,5 +106,5 @@ async def _vms_listed(settings: NodeSettings) -> str:
     return f"the VMs cannot be listed: {message}"
 
 
-def _trust(root: Path) -> str:
-    return str(root / "tls" / "ca.crt")
+def _trust(root: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=root / "tls" / "ca.crt")

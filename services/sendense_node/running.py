@@ -31,6 +31,7 @@ class RunningNode:
         self.home = home
         self.environment = {**os.environ, "SENDENSE_HOME": str(home), **environment}
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
         self._output: list[str] = []
 
     def start(self) -> Self:
@@ -52,18 +53,20 @@ class RunningNode:
         )
         self._process = process
         ready = threading.Event()
-        threading.Thread(target=self._read, args=(process, ready), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(process, ready), daemon=True)
+        self._reader.start()
         if not ready.wait(START_SECONDS) or not any("is ready" in line for line in self._output):
             self.stop()
             raise NodeFailedError("".join(self._output))
         return self
 
     def _read(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
-        for line in process.stdout or ():
-            self._output.append(line)
-            if "is ready" in line:
-                ready.set()
-        ready.set()
+        with process:  # closes the pipe at its end
+            for line in process.stdout or ():
+                self._output.append(line)
+                if "is ready" in line:
+                    ready.set()
+            ready.set()
 
     @property
     def pid(self) -> int:
@@ -87,10 +90,14 @@ class RunningNode:
         if process.poll() is None:
             process.send_signal(number)
         try:
-            return process.wait(STOP_SECONDS)
+            status = process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+        finally:
+            if self._reader is not None:
+                self._reader.join()
+        return status
 
     def run(self, *command: str) -> str:
         """Runs one of our programs against this node and returns its standard output.

@@ -89,15 +89,18 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
         """Fixes what is to be copied."""
         del context
         first: layer_pb2.SetAreasRequest | None = None
-        areas = []
+        areas, complete = [], False
         async for message in request_iterator:
-            first = first or message
+            first, complete = first or message, message.last
             try:
                 areas += [convert.extent(area) for area in message.areas]
             except InvalidExtentError as error:
                 raise InvalidValue("areas", str(error)) from error
         if first is None or not first.layer_id or not first.HasField("holder"):
             raise InvalidValue("layer_id", "the first message must name holder and layer")
+        if not complete:
+            # The caller died in the middle: fewer areas than meant would make a wrong increment.
+            raise InvalidValue("last", "the stream ended before its last message; nothing was fixed")
         work = self._desk.set_areas(convert.holder(first.holder), first.layer_id, areas)
         fixed = await self._unbroken.run(work)
         return layer_pb2.Areas(count=fixed.count, total_bytes=fixed.total_bytes, digest=fixed.digest)

@@ -118,6 +118,7 @@ class RepositoryClient:
             async for page in pages:
                 areas = [layer_pb2.Area(offset=offset, length=length) for offset, length in page]
                 yield layer_pb2.SetAreasRequest(areas=areas)
+            yield layer_pb2.SetAreasRequest(last=True)
 
         answer = await send_all(self._peer, self._layers.SetAreas, requests(), timeout=PLAN_SECONDS)
         return Areas(answer.count, answer.total_bytes, answer.digest)

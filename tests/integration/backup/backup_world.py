@@ -527,12 +527,16 @@ class FakeLayers(layer_pb2_grpc.LayerServiceServicer):
         await self._world.enter("SetAreas")
         layer: FakeLayer | None = None
         areas: list[Extent] = []
+        complete = False
         async for request in requests:
+            complete = request.last
             if layer is None:
                 self._world.fence("repository", request.holder.job_id, request.holder.attempt)
                 layer = self._find(request.layer_id)
             areas.extend(Extent(area.offset, area.length) for area in request.areas)
         assert layer is not None
+        if not complete:
+            refuse("INVALID_FIELD", "the stream ended before its last message")
         areas = normalize(areas)
         if layer.areas not in (None, areas):
             refuse("AREAS_FIXED")

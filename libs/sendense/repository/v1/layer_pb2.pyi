@@ -240,8 +240,11 @@ class SetAreasRequest(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     LAYER_ID_FIELD_NUMBER: _builtins.int
     AREAS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     layer_id: _builtins.str
     """In the first message."""
+    last: _builtins.bool
+    """True in the last message: all areas were sent. A caller that dies looks like the end of the stream; this does not."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """In the first message."""
@@ -256,10 +259,11 @@ class SetAreasRequest(_message.Message):
         holder: Global___Holder | None = ...,
         layer_id: _builtins.str = ...,
         areas: _abc.Iterable[Global___Area] | None = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["areas", b"areas", "holder", b"holder", "layer_id", b"layer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["areas", b"areas", "holder", b"holder", "last", b"last", "layer_id", b"layer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,8 +83,8 @@ class LayerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAreas(self, request_iterator, context):
-        """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer; areas come sorted
-        and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
+        """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer, the last one says
+        that it is the last: a stream that broke fixes nothing. Areas come sorted and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

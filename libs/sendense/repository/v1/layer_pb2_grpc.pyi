@@ -41,8 +41,8 @@ class LayerServiceStub:
     NO_ROOM with needed and free bytes. The disk's number is allotted once per identity and never used again.
     """
     SetAreas: _grpc.StreamUnaryMultiCallable[_layer_pb2.SetAreasRequest, _layer_pb2.Areas]
-    """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer; areas come sorted
-    and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
+    """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer, the last one says
+    that it is the last: a stream that broke fixes nothing. Areas come sorted and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
     """
     ListRemainingAreas: _grpc.UnaryStreamMultiCallable[_layer_pb2.ListRemainingAreasRequest, _layer_pb2.AreaPage]
     """ListRemainingAreas streams what is still to be copied: the areas less what the journal holds."""
@@ -70,8 +70,8 @@ class LayerServiceAsyncStub(LayerServiceStub):
     NO_ROOM with needed and free bytes. The disk's number is allotted once per identity and never used again.
     """
     SetAreas: _aio.StreamUnaryMultiCallable[_layer_pb2.SetAreasRequest, _layer_pb2.Areas]  # type: ignore[assignment]
-    """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer; areas come sorted
-    and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
+    """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer, the last one says
+    that it is the last: a stream that broke fixes nothing. Areas come sorted and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
     """
     ListRemainingAreas: _aio.UnaryStreamMultiCallable[_layer_pb2.ListRemainingAreasRequest, _layer_pb2.AreaPage]  # type: ignore[assignment]
     """ListRemainingAreas streams what is still to be copied: the areas less what the journal holds."""
@@ -108,8 +108,8 @@ class LayerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_layer_pb2.SetAreasRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_layer_pb2.Areas, _abc.Awaitable[_layer_pb2.Areas]]:
-        """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer; areas come sorted
-        and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
+        """SetAreas fixes what is to be copied, before the first byte moves. The first message names the layer, the last one says
+        that it is the last: a stream that broke fixes nothing. Areas come sorted and do not overlap. Setting the same areas again is no error; other areas are FAILED_PRECONDITION (AREAS_FIXED).
         """
 
     @_abc_1.abstractmethod
