@@ -37,7 +37,9 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 0.1
 """How often a removal that waits for clients is tried again."""
 RETRY_SECONDS = 2.0
-"""How often an export that could not be served is tried again."""
+"""How often an export that could not be served is tried again, in the long run."""
+FIRST_RETRY_SECONDS = 0.02
+"""How soon at first: a killed daemon's io_uring may hold its images' locks for a moment after its end."""
 FIRST_PAUSE_SECONDS = 0.01
 """Pause before the second start of a daemon that keeps dying; the first is at once, each further one twice as long."""
 HEALTHY_SECONDS = 10.0
@@ -67,6 +69,7 @@ class Nbdd:
         self._warned: set[str] = set()
         self._wake = asyncio.Event()
         self._reload = True
+        self._retry = FIRST_RETRY_SECONDS
         self._stopping = False
 
     def request_reload(self) -> None:
@@ -133,6 +136,8 @@ class Nbdd:
 
     async def _apply(self, daemon: StorageDaemon) -> None:
         reload, self._reload = self._reload, False
+        if reload:
+            self._retry = FIRST_RETRY_SECONDS
         # The generation is read first: what was written after it is in a later one.
         generation = self._generation
         if reload:
@@ -233,6 +238,7 @@ class Nbdd:
             self._pause = self._pause * 2 or FIRST_PAUSE_SECONDS
         daemon = await self._start()
         self._adopt(daemon)
+        self._retry = FIRST_RETRY_SECONDS
         return daemon
 
     async def _retake(self) -> None:
@@ -277,7 +283,8 @@ class Nbdd:
         elif any(served.draining for served in self._serving.served.values()):
             timeout = DRAIN_SECONDS
         elif self._serving.failed or self._forwarder.error:
-            timeout = RETRY_SECONDS
+            timeout = self._retry
+            self._retry = min(2 * self._retry, RETRY_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -18,18 +18,15 @@ import structlog
 
 from sendense_exports.admission import AdmissionRules, Admitted, NotAdmittedError, admit, identify
 from sendense_exports.exportconf import Configuration, ExportSpec, ImageFormat
+from sendense_exports.opening import close_exports, node_name, open_export, together
 from sendense_exports.status import ExportState, ExportStatus
 from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
 from sendense_qemu.monitor import MonitorLostError
-from sendense_qemu.nodes import FILTER_SUFFIX, file_access, qcow2_node, raw_node, refuse_discard
+from sendense_qemu.nodes import FILTER_SUFFIX, Aio, FileAccess, file_access
 from sendense_qemu.storage_daemon import StorageDaemon
 
 log = structlog.get_logger()
 
-CLOSE_SECONDS = 5.0
-"""How long a removed export may take to finish the requests that are in flight."""
-
-_POLL_SECONDS = 0.005
 _NODE_NAME = re.compile(r"n[0-9a-f]{20}(\.f)?")
 
 
@@ -41,7 +38,6 @@ class Served:
         spec: As it was when it was added: the last good one.
         id: The daemon's name for the export; "" while the daemon does not have it.
         size_bytes: What clients see.
-        epoch: From 1; raised when the daemon dies under a writable export.
         draining: It is to go, and clients are connected.
         error: Why its file's present content is not what is served.
         size_warning: How its size differs from the file's.
@@ -50,10 +46,18 @@ class Served:
     spec: ExportSpec
     id: str
     size_bytes: int
-    epoch: int
     draining: bool = False
     error: str = ""
     size_warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """An export that may be opened."""
+
+    spec: ExportSpec
+    admitted: Admitted
+    access: FileAccess
 
 
 class Serving:
@@ -64,10 +68,13 @@ class Serving:
         failed: What is wanted and not served, by name.
     """
 
+    # Epochs are kept by name, and for as long as a file wants the export: it may fail and come back meanwhile.
+
     def __init__(self, rules: AdmissionRules) -> None:
         self._rules = rules
         self.served: dict[str, Served] = {}
         self.failed: dict[str, ExportStatus] = {}
+        self._epochs: dict[str, int] = {}
 
     async def take_up(
         self,
@@ -93,17 +100,16 @@ class Serving:
         running = {export.id for export in await daemon.list_exports()}
         self.served = {}
         for name, entry in known.items():
-            if not entry.id and entry.epoch == 1:
-                continue  # it never was served
             alive = same_daemon and entry.id in running
-            epoch = entry.epoch if alive or entry.read_only or not entry.id else entry.epoch + 1
-            self.served[name] = Served(
-                _spec_of(name, entry),
-                entry.id if alive else "",
-                entry.size_bytes,
-                epoch,
-                size_warning=entry.size_warning,
-            )
+            lost = bool(entry.id) and not alive and not entry.read_only
+            self._epochs[name] = entry.epoch + lost
+            if entry.id:
+                self.served[name] = Served(
+                    _spec_of(name, entry),
+                    entry.id if alive else "",
+                    entry.size_bytes,
+                    size_warning=entry.size_warning,
+                )
         unknown = running - {served.id for served in self.served.values()}
         for spec in configured if unknown else ():
             try:
@@ -113,16 +119,16 @@ class Serving:
             if admitted.id in unknown and spec.name not in self.served:
                 unknown.discard(admitted.id)
                 self.served[spec.name] = Served(
-                    spec, admitted.id, admitted.size_bytes, 1, size_warning=admitted.size_warning
+                    spec, admitted.id, admitted.size_bytes, size_warning=admitted.size_warning
                 )
-        for export_id in unknown:
-            log.warning("cutting off an export that nothing explains", export_id=export_id)
-            await self._close(daemon, export_id, hard=True)
+        if unknown:
+            log.warning("cutting off exports that nothing explains", export_ids=sorted(unknown))
+            await close_exports(daemon, dict.fromkeys(unknown, True))
         await self._drop_orphans(daemon)
 
     async def _drop_orphans(self, daemon: StorageDaemon) -> None:
         """Closes images that were opened for an export which then was not made: they would stay locked."""
-        used = {_node_name(served.id) for served in self.served.values() if served.id}
+        used = {node_name(served.id) for served in self.served.values() if served.id}
         names = sorted(await daemon.node_names(), key=len, reverse=True)  # filters before their images
         for name in names:
             if _NODE_NAME.fullmatch(name) and name.removesuffix(FILTER_SUFFIX) not in used:
@@ -136,7 +142,7 @@ class Serving:
                 continue
             served.id = ""
             if not served.spec.read_only:
-                served.epoch += 1
+                self._epochs[name] = self._epoch(name) + 1
 
     async def apply(self, daemon: StorageDaemon, wanted: Configuration, force: Collection[str] = ()) -> None:
         """Adds and removes exports until the daemon serves what is wanted.
@@ -152,16 +158,13 @@ class Serving:
         """
         target = self._target(wanted)
         self.failed = {}
-        for name in [name for name in self.served if name not in target]:
-            await self._remove(daemon, name, hard=name in force)
-        for name, spec in target.items():
-            await self._bring_up(daemon, name, spec, hard=name in force)
+        await self._remove(daemon, [name for name in self.served if name not in target], force)
+        await self._bring_up(daemon, target, force)
         self._note_problems(wanted)
+        self._epochs = {name: self._epochs[name] for name in self._epochs if name in target or name in self.served}
 
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether trying again later may change something without a new configuration."""
-        return bool(self.failed) or any(served.draining for served in self.served.values())
+    def _epoch(self, name: str) -> int:
+        return self._epochs.get(name, 1)
 
     def _target(self, wanted: Configuration) -> dict[str, ExportSpec]:
         target: dict[str, ExportSpec] = {}
@@ -172,112 +175,72 @@ class Serving:
                 target[name] = served.spec
         return target | wanted.exports
 
-    async def _bring_up(self, daemon: StorageDaemon, name: str, spec: ExportSpec, *, hard: bool) -> None:
-        served = self.served.get(name)
-        try:
-            if served is not None and served.id == await asyncio.to_thread(identify, spec):
-                served.draining = False
-                served.spec = spec
-                return
-            admitted = await asyncio.to_thread(admit, spec, self._rules)
-        except NotAdmittedError as error:
+    async def _bring_up(self, daemon: StorageDaemon, target: dict[str, ExportSpec], force: Collection[str]) -> None:
+        judged = await asyncio.to_thread(self._judge, target.values(), daemon.aio)
+        changed = [each for each in judged if (served := self.served.get(each.spec.name)) is not None and served.id]
+        await self._remove(daemon, [each.spec.name for each in changed], force)
+        ready = []
+        for each in judged:
+            served = self.served.get(each.spec.name)
             if served is not None and served.id:
-                served.error = str(error)
+                served.error = "waits for its clients to leave before it is changed"
             else:
-                self._fail(spec, str(error))
-            return
-        if served is not None and served.id:
-            await self._remove(daemon, name, hard=hard)
-            if name in self.served:
-                self.served[name].error = "waits for its clients to leave before it is changed"
-                return
+                ready.append(each)
+        await together([self._open(daemon, each) for each in ready])
+
+    def _judge(self, specs: Iterable[ExportSpec], aio: Aio) -> list[_Judged]:
+        """Returns what is to be opened: new, or another than is served; blocks while it reads headers."""
+        judged = []
+        for spec in specs:
+            served = self.served.get(spec.name)
+            try:
+                if served is not None and served.id and served.id == identify(spec):
+                    served.draining = False
+                    served.spec = spec
+                    continue
+                admitted = admit(spec, self._rules)
+                judged.append(_Judged(spec, admitted, file_access(admitted.chain[0], aio)))
+            except (NotAdmittedError, OSError) as error:
+                if served is not None and served.id:
+                    served.error = str(error)
+                else:
+                    self._fail(spec, str(error))
+        return judged
+
+    async def _open(self, daemon: StorageDaemon, judged: _Judged) -> None:
+        spec, admitted = judged.spec, judged.admitted
+        served = self.served.get(spec.name)
         try:
-            await self._open(daemon, spec, admitted)
+            await open_export(daemon, spec, admitted, judged.access)
         except (StorageDaemonGoneError, MonitorLostError):
             raise
         except (StorageDaemonError, OSError) as error:
             is_locked = isinstance(error, StorageDaemonError) and error.is_locked
             self._fail(spec, self._explain(spec, error), busy=is_locked)
             return
-        epoch = served.epoch if served is not None else 1
         kept = served.error if served is not None and served.spec is spec else ""
-        self.served[name] = Served(
-            spec, admitted.id, admitted.size_bytes, epoch, error=kept, size_warning=admitted.size_warning
+        self.served[spec.name] = Served(
+            spec, admitted.id, admitted.size_bytes, error=kept, size_warning=admitted.size_warning
         )
         if admitted.size_warning:
-            log.warning("the size is not the file's", export=name, path=str(spec.path), found=admitted.size_warning)
-        log.info("serving", export=name, path=str(spec.path), format=spec.format, epoch=epoch)
+            log.warning(
+                "the size is not the file's", export=spec.name, path=str(spec.path), found=admitted.size_warning
+            )
+        log.info("serving", export=spec.name, path=str(spec.path), format=spec.format, epoch=self._epoch(spec.name))
 
-    async def _open(self, daemon: StorageDaemon, spec: ExportSpec, admitted: Admitted) -> None:
-        node = _node_name(admitted.id)
-        access = await asyncio.to_thread(file_access, admitted.chain[0], daemon.aio)
-        top = node
-        added: list[str] = []
-        try:
-            if spec.format == "qcow2":
-                await daemon.add_node(qcow2_node(node, admitted.chain, access, read_only=spec.read_only))
-                added.append(node)
-                if not spec.read_only:
-                    top = node + FILTER_SUFFIX
-                    await daemon.add_node(refuse_discard(top, node))
-                    added.append(top)
-            else:
-                described = raw_node(
-                    node,
-                    admitted.chain[0],
-                    access,
-                    read_only=spec.read_only,
-                    discard="unmap" if spec.trim else "ignore",
-                    size_bytes=spec.size_bytes,
-                )
-                await daemon.add_node(described)
-                added.append(node)
-            await daemon.add_nbd_export(admitted.id, top, spec.name, writable=not spec.read_only)
-        except (StorageDaemonGoneError, MonitorLostError):
-            raise
-        except StorageDaemonError:
-            for name in reversed(added):
-                await daemon.remove_node(name)
-            raise
-
-    async def _remove(self, daemon: StorageDaemon, name: str, *, hard: bool) -> None:
-        served = self.served[name]
-        if served.id:
-            try:
-                closed = await self._close(daemon, served.id, hard=hard)
-            except (StorageDaemonGoneError, MonitorLostError):
-                raise
-            except StorageDaemonError as error:
+    async def _remove(self, daemon: StorageDaemon, names: Sequence[str], force: Collection[str]) -> None:
+        """Removes exports; those that clients still use, and that are not forced, drain."""
+        ids = {served.id: name in force for name in names if (served := self.served[name]).id}
+        left = await close_exports(daemon, ids) if ids else {}
+        for name in names:
+            served = self.served[name]
+            if served.id in left:
                 if not served.draining:
-                    log.info("waiting for clients to leave", export=name, daemon=str(error))
+                    log.info("waiting for clients to leave", export=name, daemon=left[served.id])
                 served.draining = True
-                return
-            if not closed:
-                served.draining = True
-                return
-        del self.served[name]
-        log.info("removed", export=name, forced=hard)
-
-    async def _close(self, daemon: StorageDaemon, export_id: str, *, hard: bool) -> bool:
-        """Removes an export and its nodes; False when its requests are not finished after 5 s.
-
-        Raises:
-            StorageDaemonError: Clients use it, and `hard` is not set.
-        """
-        exports = {export.id: export for export in await daemon.list_exports()}
-        if export_id in exports and not exports[export_id].shutting_down:
-            await daemon.remove_export(export_id, mode="hard" if hard else "safe")
-        deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
-        while any(export.id == export_id for export in await daemon.list_exports()):
-            if asyncio.get_running_loop().time() > deadline:
-                return False
-            await asyncio.sleep(_POLL_SECONDS)
-        node = _node_name(export_id)
-        names = await daemon.node_names()
-        for each in (node + FILTER_SUFFIX, node):
-            if each in names:
-                await daemon.remove_node(each)
-        return True
+            else:
+                del self.served[name]
+                log.info("removed", export=name, forced=name in force)
 
     def _explain(self, spec: ExportSpec, error: Exception) -> str:
         """Names the export that holds an image, which the daemon's message about a lock does not."""
@@ -290,8 +253,7 @@ class Serving:
         return str(error)
 
     def _fail(self, spec: ExportSpec, error: str, *, busy: bool = False) -> None:
-        served = self.served.get(spec.name)
-        epoch = served.epoch if served else 1
+        epoch = self._epoch(spec.name)
         self.failed[spec.name] = replace(_status_of(spec, "error", epoch=epoch, error=error), busy=busy)
 
     def _note_problems(self, wanted: Configuration) -> None:
@@ -316,7 +278,10 @@ class Serving:
         shown = {
             name: replace(
                 _status_of(
-                    served.spec, "draining" if served.draining else "serving", epoch=served.epoch, error=served.error
+                    served.spec,
+                    "draining" if served.draining else "serving",
+                    epoch=self._epoch(name),
+                    error=served.error,
                 ),
                 id=served.id,
                 size_bytes=served.size_bytes,
@@ -326,10 +291,6 @@ class Serving:
             if served.id
         }
         return dict(sorted((self.failed | shown).items()))
-
-
-def _node_name(export_id: str) -> str:
-    return "n" + export_id[1:]
 
 
 def _spec_of(name: str, entry: ExportStatus) -> ExportSpec:

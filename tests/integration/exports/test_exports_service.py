@@ -18,6 +18,8 @@ from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
 from sendense_exports.config import ExportsSettings
 from sendense_exports.store import nbd_exports
 from sendense_qemu import img
+from sendense_qemu.nodes import file_access, qcow2_node
+from sendense_qemu.storage_daemon import StorageDaemon
 from sendense_rpc.errors import Kind, RemoteError
 
 MIB = 1 << 20
@@ -131,26 +133,18 @@ async def test_a_second_writer_or_reader_of_a_written_image_is_refused_naming_th
 
 async def test_an_image_that_another_process_writes_is_refused_and_taken_back(node: Node) -> None:
     incr = await overlay(node.images, "vm")
-    other = await asyncio.create_subprocess_exec(
-        "qemu-storage-daemon",
-        "--blockdev",
-        f"driver=qcow2,node-name=n,backing=,file.driver=file,file.filename={incr}",
-    )
+    folder = node.settings.root
+    other = await StorageDaemon.start(folder / "other.qmp", log_path=folder / "other.log", die_with_parent=True)
     try:
-        for _ in range(200):
-            try:
-                await img.check(incr)
-            except img.QemuImgError as error:
-                assert error.is_locked  # noqa: PT017
-                break
-            await asyncio.sleep(0.02)
+        chain = [incr, node.images / "vm-full.qcow2"]
+        await other.add_node(qcow2_node("disk", chain, file_access(incr, other.aio), read_only=False))
         with pytest.raises(RemoteError) as caught:
             await node.create("backup-1", incr)
-        assert caught.value.reason == "IMAGE_BUSY"
+        assert (caught.value.reason, caught.value.retryable) == ("IMAGE_BUSY", True)
+        assert "in use by another process" in caught.value.message
         assert node.nbdd.exports() == {}
     finally:
-        other.terminate()
-        await other.wait()
+        await other.stop()
     assert (await node.create("backup-1", incr)).state == "serving"
 
 

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import nbd
 import pytest
-from nbdd_process import listed, nbdcopy, nbdd_running, overlay, start
+from nbdd_process import listed, nbdd_running, overlay, start
 
 from sendense_exports.config import ExportsSettings
-from sendense_qemu import img
-
-MIB = 1 << 20
 
 pytestmark = pytest.mark.faults
 
@@ -54,31 +51,6 @@ async def test_a_last_good_export_survives_the_daemons_death(settings: ExportsSe
         status = await nbdd.wait(lambda s: s.daemon_starts == 2 and "disk" in s.exports)
         assert (status.exports["disk"].state, status.exports["disk"].epoch) == ("serving", 2)
         assert "no [group]" in status.exports["disk"].error
-
-
-async def test_what_was_not_flushed_is_copied_again_after_a_kill_and_the_image_is_right(
-    settings: ExportsSettings,
-) -> None:
-    """The epoch rule: the writer starts anew at its last flushed point when it sees another epoch."""
-    async with nbdd_running(settings) as nbdd:
-        images = settings.root / "backups"
-        source = images / "source.raw"
-        source.write_bytes(os.urandom(256 * MIB))
-        await img.create_qcow2(images / "target.qcow2", 256 * MIB)
-        nbdd.conf("target", images / "target.qcow2")
-        await nbdd.reload()
-        copy = asyncio.create_task(nbdcopy(source, nbdd.uri("target")))
-        await asyncio.sleep(0.05)
-        os.kill(nbdd.status().daemon_pid, signal.SIGKILL)
-        with pytest.raises(img.QemuImgError):
-            await copy
-        status = await nbdd.wait(lambda s: s.daemon_starts == 2 and s.exports["target"].state == "serving")
-        assert status.exports["target"].epoch == 2
-        await nbdcopy(source, nbdd.uri("target"))
-        (settings.conf_dir / "target.conf").unlink()
-        await nbdd.reload()
-        assert (await img.compare(source, "raw", images / "target.qcow2", "qcow2")).identical
-        assert (await img.check(images / "target.qcow2")).is_sound
 
 
 async def test_a_killed_nbdd_leaves_the_daemon_serving_and_the_next_one_takes_it_up(

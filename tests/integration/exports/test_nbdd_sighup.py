@@ -60,8 +60,8 @@ async def test_200_exports_come_and_go_while_a_copy_to_another_one_runs(nbdd: Ru
     nbdd.conf("target", images / "target.qcow2")
     before = await nbdd.reload()
     rate = images / "rate"
-    rate.write_text("64M")  # bits a second
-    filters = ("--filter=rate", "file", str(source), "rate=64M", f"rate-file={rate}")
+    rate.write_text("32M")  # bits a second
+    filters = ("--filter=rate", "file", str(source), "rate=32M", f"rate-file={rate}", "burstiness=0.1")
     async with nbdkit(images / "source.sock", *filters) as uri:
         copy = asyncio.create_task(nbdcopy(uri, nbdd.uri("target")))
         for first in range(0, others, step):

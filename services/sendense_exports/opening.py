@@ -1,0 +1,147 @@
+"""Opens and closes exports in a qemu-storage-daemon, several at a time: most of a command's time is spent waiting.
+
+What always holds: an export that cannot be made leaves no open image behind (it would stay locked); an image is closed
+only after its export is gone; the first command of each opening, which takes the image's lock, is sent in the order
+given, so of two that want one image the first has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sendense_exports.admission import Admitted
+from sendense_exports.exportconf import ExportSpec
+from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
+from sendense_qemu.monitor import MonitorLostError
+from sendense_qemu.nodes import FILTER_SUFFIX, FileAccess, qcow2_node, raw_node, refuse_discard
+from sendense_qemu.storage_daemon import StorageDaemon
+
+CLOSE_SECONDS = 5.0
+"""How long a removed export may take to finish the requests that are in flight."""
+
+_POLL_SECONDS = 0.005
+_AT_ONCE = 16
+
+_Result = TypeVar("_Result")
+
+
+def node_name(export_id: str) -> str:
+    """Returns the name of an export's image among the daemon's nodes."""
+    return "n" + export_id[1:]
+
+
+async def together(calls: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
+    """Runs calls, a few at a time, begun in order.
+
+    Returns:
+        What they return, in order.
+
+    Raises:
+        BaseException: What the first of them raised, after all have ended.
+    """
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(call: Coroutine[Any, Any, _Result]) -> _Result:
+        async with slots:
+            return await call
+
+    results = await asyncio.gather(*map(one, calls), return_exceptions=True)
+    done: list[_Result] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done
+
+
+async def open_export(daemon: StorageDaemon, spec: ExportSpec, admitted: Admitted, access: FileAccess) -> None:
+    """Opens an image and serves it.
+
+    Raises:
+        StorageDaemonError: The daemon refuses; nothing is left behind.
+        StorageDaemonGoneError, MonitorLostError: What it has now is not known.
+        OSError: The image cannot be looked at.
+    """
+    node = node_name(admitted.id)
+    described: list[dict[str, Any]]
+    if spec.format == "qcow2":
+        described = [qcow2_node(node, admitted.chain, access, read_only=spec.read_only)]
+        if not spec.read_only:
+            described.append(refuse_discard(node + FILTER_SUFFIX, node))
+    else:
+        described = [
+            raw_node(
+                node,
+                admitted.chain[0],
+                access,
+                read_only=spec.read_only,
+                discard="unmap" if spec.trim else "ignore",
+                size_bytes=spec.size_bytes,
+            )
+        ]
+    added: list[str] = []
+    try:
+        for each in described:
+            await daemon.add_node(each)
+            added.append(each["node-name"])
+        await daemon.add_nbd_export(admitted.id, added[-1], spec.name, writable=not spec.read_only)
+    except (StorageDaemonGoneError, MonitorLostError):
+        raise
+    except StorageDaemonError:
+        for name in reversed(added):
+            await daemon.remove_node(name)
+        raise
+
+
+async def close_exports(daemon: StorageDaemon, wanted: Mapping[str, bool]) -> dict[str, str]:
+    """Stops serving, and closes the images of what is served no more.
+
+    Args:
+        daemon: The daemon.
+        wanted: Ids of exports, each with whether its clients are to be cut off.
+
+    Returns:
+        The exports that are still there, and why: clients use them, or their requests are not finished after 5 s.
+
+    Raises:
+        StorageDaemonGoneError, MonitorLostError: What the daemon has now is not known.
+        StorageDaemonError: An image cannot be closed.
+    """
+    there = {export.id: export for export in await daemon.list_exports()}
+    asked = [export_id for export_id in wanted if export_id in there and not there[export_id].shutting_down]
+    answers = await together([_request(daemon, export_id, hard=wanted[export_id]) for export_id in asked])
+    left = {export_id: why for export_id, why in zip(asked, answers, strict=True) if why}
+    going = wanted.keys() - left.keys()
+    deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
+    while slow := going & {export.id for export in await daemon.list_exports()}:
+        if asyncio.get_running_loop().time() > deadline:
+            left |= dict.fromkeys(slow, "its requests are not finished")
+            break
+        await asyncio.sleep(_POLL_SECONDS)
+    await together([_close_image(daemon, export_id) for export_id in wanted if export_id not in left])
+    return left
+
+
+async def _request(daemon: StorageDaemon, export_id: str, *, hard: bool) -> str:
+    """Asks for an export's end; returns why the daemon refuses."""
+    try:
+        await daemon.remove_export(export_id, mode="hard" if hard else "safe")
+    except (StorageDaemonGoneError, MonitorLostError):
+        raise
+    except StorageDaemonError as error:
+        return str(error)
+    return ""
+
+
+async def _close_image(daemon: StorageDaemon, export_id: str) -> None:
+    node = node_name(export_id)
+    try:
+        await daemon.remove_node(node + FILTER_SUFFIX)
+    except (StorageDaemonGoneError, MonitorLostError):
+        raise
+    except StorageDaemonError:
+        # Not every image has a filter. One that is there and stays keeps the image from being closed, which raises.
+        pass
+    await daemon.remove_node(node)
