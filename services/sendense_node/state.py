@@ -8,9 +8,8 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from sendense_db.migrate import upgrade
-
 from sendense_access.keys import SigningKey, write_private, write_workload_identities
+from sendense_db.migrate import upgrade
 from sendense_node.config import NodeSettings
 from sendense_rpc.errors import SendenseError
 from sendense_rpc.identity import TokenVerifier
