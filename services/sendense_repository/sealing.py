@@ -113,6 +113,7 @@ class Sealer:
             if layer.poison:
                 raise LayerPoisoned(layer_id, layer.poison)
             if layer.state == "sealed":
+                await asyncio.to_thread(_remove_areas, layer.files(placed.repository.path))
                 return placed
             self._journals.close(layer_id)
             try:

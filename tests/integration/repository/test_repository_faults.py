@@ -1,0 +1,158 @@
+"""A process may die after any step of seal, commit and delete: doing it again finishes, and nobody else is harmed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from repository_rig import CLUSTER, SIZE, VM, Killed, Rig, content, noise, open_rig, tree
+
+from sendense_blockio.extents import Extent
+from sendense_repository.errors import LayerInUse, PointNotFound
+from sendense_repository.layout import LayerFiles, point_file
+from sendense_repository.records import Holder
+from sendense_repository.steps import COMMIT_STEPS, DELETE_STEPS, SEAL_STEPS
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with open_rig(tmp_path) as opened:
+        yield opened
+
+
+def leftovers(root: Path) -> list[str]:
+    return [name for name in tree(root) if name.endswith((".partial", ".areas")) or ".new-" in name]
+
+
+@pytest.mark.parametrize("step", SEAL_STEPS)
+async def test_seal_finishes_after_death_at_any_step(rig: Rig, step: str) -> None:
+    full = await rig.backup("job-0", noise(SIZE, 1))
+    before = tree(rig.root)
+    disk = noise(CLUSTER, 2) + noise(SIZE, 1)[CLUSTER:]
+    placed = await rig.written("job-1", disk, [Extent(0, CLUSTER)], parent=full.layer.layer_id)
+    rig.kill_at = step
+    with pytest.raises(Killed):
+        await rig.parts.sealer.seal(Holder("job-1", 1), placed.layer.layer_id, "changed areas")
+    await rig.restart()
+
+    again = await rig.layer("job-1", parent=full.layer.layer_id, attempt=2)
+    sealed = await rig.parts.sealer.seal(Holder("job-1", 2), again.layer.layer_id, "changed areas")
+    await rig.commit("job-1", sealed, attempt=2)
+
+    assert rig.content(sealed) == disk
+    assert leftovers(rig.root) == []
+    assert {name: digest for name, digest in tree(rig.root).items() if name in before} == before
+
+
+@pytest.mark.parametrize("step", SEAL_STEPS)
+async def test_a_half_sealed_layer_can_be_discarded_without_trace(rig: Rig, step: str) -> None:
+    full = await rig.backup("job-0", noise(SIZE, 1))
+    before = tree(rig.root)
+    placed = await rig.written("job-1", noise(SIZE, 2), [Extent(0, CLUSTER)], parent=full.layer.layer_id)
+    rig.kill_at = step
+    with pytest.raises(Killed):
+        await rig.parts.sealer.seal(Holder("job-1", 1), placed.layer.layer_id, "")
+    await rig.restart()
+
+    await rig.parts.layers.discard(Holder("job-1", 1), placed.layer.layer_id)
+
+    assert tree(rig.root) == before
+
+
+async def test_death_between_the_two_halves_of_the_rename_is_finished(rig: Rig) -> None:
+    placed = await rig.written("job", noise(SIZE, 1))
+    rig.kill_at = "read-only"
+    with pytest.raises(Killed):
+        await rig.parts.sealer.seal(Holder("job", 1), placed.layer.layer_id, "")
+    await rig.restart()
+    files = placed.layer.files(rig.root)
+    files.sealed.hardlink_to(files.partial)
+
+    sealed = await rig.parts.sealer.seal(Holder("job", 1), placed.layer.layer_id, "")
+
+    assert not files.partial.exists()
+    assert content(files.sealed, rig.scratch) == noise(SIZE, 1)
+    assert sealed.layer.state == "sealed"
+
+
+@pytest.mark.parametrize("step", COMMIT_STEPS)
+@pytest.mark.parametrize("how", ["again", "by the start", "by the next backup"])
+async def test_a_commit_is_whole_after_death_at_any_step(rig: Rig, step: str, how: str) -> None:
+    disk = noise(SIZE, 1)
+    layer = await rig.sealed("job-0", disk)
+    rig.kill_at = step
+    with pytest.raises(Killed):
+        await rig.commit("job-0", layer)
+    if how == "by the next backup":
+        rig.kill_at = ""
+    else:
+        await rig.restart()
+    if how == "again":
+        await rig.commit("job-0", layer)
+    if how == "by the next backup":
+        await rig.layer("job-1", parent=layer.layer.layer_id)
+
+    point = await rig.parts.points.latest("local", VM)
+
+    assert (point.point.backup_id, point.point.sequence) == ("job-0", 1)
+    assert [each.layer_id for each in point.layers] == [layer.layer.layer_id]
+    assert len(await rig.parts.chains.of_context(point.point.vm_context_id)) == 1
+    with pytest.raises(LayerInUse):
+        await rig.parts.layers.discard(Holder("job-0", 1), layer.layer.layer_id)
+
+
+async def test_death_before_the_points_file_leaves_no_point(rig: Rig) -> None:
+    layer = await rig.sealed("job-0", noise(SIZE, 1))
+    await rig.restart()
+
+    with pytest.raises(PointNotFound):
+        await rig.parts.points.get("job-0")
+    await rig.parts.layers.discard(Holder("job-0", 1), layer.layer.layer_id)
+    assert not any(name.endswith(".qcow2") for name in tree(rig.root))
+
+
+@pytest.mark.parametrize("step", DELETE_STEPS)
+@pytest.mark.parametrize("how", ["again", "by the start"])
+async def test_a_delete_is_finished_after_death_at_any_step(rig: Rig, step: str, how: str) -> None:
+    layers, disks = await rig.chain_of(3)
+    rig.kill_at = step
+    with pytest.raises(Killed):
+        await rig.parts.deleter.delete(Holder("delete-1", 1), "job-1", cascade=True, dry_run=False)
+    if how == "again":
+        rig.kill_at = ""
+        await rig.parts.deleter.delete(Holder("delete-1", 2), "job-1", cascade=True, dry_run=False)
+    else:
+        await rig.restart()
+
+    for gone in ("job-1", "job-2"):
+        with pytest.raises(PointNotFound):
+            await rig.parts.points.get(gone)
+        assert not point_file(rig.root, VM, gone).exists()
+    for placed in layers[1:]:
+        files: LayerFiles = placed.layer.files(rig.root)
+        assert not any(path.exists() for path in files.all)
+    assert (await rig.parts.points.latest("local", VM)).point.backup_id == "job-0"
+    assert rig.content(layers[0]) == disks[0]
+    (chain,) = await rig.parts.chains.of_context("ctx-web-20261123-120000")
+    assert (chain.current, [each.backup_id for each in chain.layers]) == (True, ["job-0"])
+    await rig.backup("job-3", disks[1], [Extent(0, SIZE)], layers[0].layer.layer_id)
+
+
+@pytest.mark.parametrize("step", DELETE_STEPS)
+async def test_a_half_deleted_point_is_never_seen_as_whole(rig: Rig, step: str) -> None:
+    await rig.backup("job-0", noise(SIZE, 1))
+    rig.kill_at = step
+    with pytest.raises(Killed):
+        await rig.parts.deleter.delete(Holder("delete-1", 1), "job-0", cascade=False, dry_run=False)
+
+    with pytest.raises(PointNotFound):
+        await rig.parts.points.get("job-0")
+    with pytest.raises(PointNotFound):
+        await rig.parts.points.latest("local", VM)
+    with pytest.raises(PointNotFound):
+        await rig.parts.points.lease("job-0", "mount-1", 60)
+    await rig.restart()
+    assert not any(name.endswith((".qcow2", "job-0.json")) for name in tree(rig.root))
