@@ -39,11 +39,14 @@ class Monitor:
         self._client = _quiet_client()
         self._lock = asyncio.Lock()
 
-    async def connect(self) -> None:
+    async def connect(self, seconds: float = COMMAND_SECONDS) -> None:
         """Connects if it is not connected.
 
+        Args:
+            seconds: How long to wait for the daemon's greeting.
+
         Raises:
-            MonitorLostError: Nobody answers on the socket within 30 s.
+            MonitorLostError: Nobody answers on the socket in that time.
         """
         async with self._lock:
             if self._client.runstate == Runstate.RUNNING:
@@ -51,7 +54,7 @@ class Monitor:
             await self._drop()
             self._client = _quiet_client()
             try:
-                async with asyncio.timeout(COMMAND_SECONDS):
+                async with asyncio.timeout(seconds):
                     await self._client.connect(str(self.socket_path))
             except (ConnectError, TimeoutError) as error:
                 raise MonitorLostError("connect", f"{self.socket_path}: {error or 'no answer'}") from error
