@@ -37,10 +37,9 @@ def up() -> None:
         settings.endpoint_file.unlink(missing_ok=True)
         logs = LogFiles(settings.log_dir)
         environment = environment_for(settings.root, Path(sys.executable).parent, introduce(settings.root))
-        processes = Processes(settings.procfile, environment, logs)
         outcome: list[str] = []
-        watcher = threading.Thread(target=_watch, args=(settings, processes, started, outcome), daemon=True)
-        watcher.start()
+        watcher = threading.Thread(target=lambda: _watch(settings, processes, started, outcome), daemon=True)
+        processes = Processes(settings.procfile, environment, logs, on_started=watcher.start)
         typer.echo(f"Sendense is starting; state and logs are in {settings.root}")
         try:
             processes.loop()

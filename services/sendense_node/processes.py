@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,12 +51,20 @@ class LogFiles:
 class Processes(honcho.manager.Manager):  # type: ignore[misc]
     """honcho's manager, which also survives a signal that comes before every process has started."""
 
-    def __init__(self, procfile: Path, environment: dict[str, str], logs: LogFiles) -> None:
+    def __init__(
+        self, procfile: Path, environment: dict[str, str], logs: LogFiles, on_started: Callable[[], None]
+    ) -> None:
         super().__init__(printer=logs)
         self.logs = logs
+        self._on_started = on_started
         self._asked = False
         for name, command in honcho.environ.parse_procfile(procfile.read_text()).processes.items():
             self.add_process(name, f"exec {command}", env=environment)
+
+    def _start(self) -> None:
+        super()._start()
+        # Only now: honcho forks, and a fork while another thread runs can copy a lock that nobody will ever release.
+        self._on_started()
 
     def terminate(self) -> None:
         """Ends all processes; before all have started only notes the wish, since honcho knows no pids yet."""
