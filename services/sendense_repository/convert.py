@@ -10,10 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sendense.repository.v1 import layer_pb2, point_pb2, repository_pb2
 from sendense_blockio.extents import Extent
 from sendense_repository.chain import Chain
-from sendense_repository.layer import PlacedLayer
 from sendense_repository.layout import CLUSTER_SIZE
 from sendense_repository.point import PlacedPoint
-from sendense_repository.records import Holder, LayerRecord, LeaseRecord, RepositoryRecord
+from sendense_repository.records import Holder, LayerRecord, LeaseRecord, PlacedLayer, RepositoryRecord
 
 
 def timestamp(moment: datetime) -> Timestamp:

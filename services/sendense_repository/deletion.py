@@ -11,8 +11,7 @@ import structlog
 from sendense_db.columns import utc_now
 from sendense_repository.errors import HasDependants, PointLeased, PointNotFound
 from sendense_repository.image_lock import is_open_in_qemu
-from sendense_repository.layer import vm_lock
-from sendense_repository.locks import NamedLocks
+from sendense_repository.locks import NamedLocks, vm_lock
 from sendense_repository.reconcile import Reconciler
 from sendense_repository.records import Holder, LayerRecord, PointRecord, RepositoryRecord
 from sendense_repository.registry import Registry

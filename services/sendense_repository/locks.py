@@ -35,3 +35,13 @@ class NamedLocks:
             entry.users -= 1
             if not entry.users:
                 del self._entries[name]
+
+
+def vm_lock(repository_id: str, vm_uuid: str) -> str:
+    """Returns the name of a VM's lock."""
+    return f"vm {repository_id} {vm_uuid}"
+
+
+def layer_lock(layer_id: str) -> str:
+    """Returns the name of a layer's lock."""
+    return f"layer {layer_id}"

@@ -35,7 +35,7 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                 ),
                 Servicer(
                     "sendense.repository.v1.LayerService",
-                    LayerServicer(parts.layers, parts.sealer, unbroken),
+                    LayerServicer(parts.maker, parts.layers, parts.sealer, unbroken),
                     layer_pb2_grpc.add_LayerServiceServicer_to_server,
                 ),
                 Servicer(

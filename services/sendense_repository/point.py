@@ -22,8 +22,7 @@ from sendense_repository.errors import (
     PointNotFound,
     is_no_space,
 )
-from sendense_repository.layer import vm_lock
-from sendense_repository.locks import NamedLocks
+from sendense_repository.locks import NamedLocks, vm_lock
 from sendense_repository.parentage import require_as_sealed, require_latest
 from sendense_repository.reconcile import Reconciler
 from sendense_repository.records import Holder, LayerRecord, LeaseRecord, PointRecord, RepositoryRecord

@@ -124,3 +124,11 @@ class LeaseRecord:
     backup_id: str
     holder: str
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLayer:
+    """A layer with the repository that it lies in."""
+
+    layer: LayerRecord
+    repository: RepositoryRecord

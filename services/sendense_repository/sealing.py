@@ -35,13 +35,13 @@ from sendense_repository.errors import (
 )
 from sendense_repository.image_lock import is_open_in_qemu
 from sendense_repository.journals import OpenJournals, journal_header
-from sendense_repository.layer import LayerDesk, PlacedLayer, layer_lock
+from sendense_repository.layer import LayerDesk
 from sendense_repository.layout import CLUSTER_SIZE, LayerFiles
-from sendense_repository.locks import NamedLocks
+from sendense_repository.locks import NamedLocks, layer_lock
 from sendense_repository.manifest import compare_allocation
 from sendense_repository.parentage import SIDECAR_KIND, ancestry, require_sound_chain
 from sendense_repository.qcow2_metadata import MetadataError, metadata_digest
-from sendense_repository.records import Holder, LayerRecord
+from sendense_repository.records import Holder, LayerRecord, PlacedLayer
 from sendense_repository.registry import Registry
 from sendense_repository.sidecar import encode_sidecar
 from sendense_repository.steps import StepObserver, log_step

@@ -17,9 +17,10 @@ from sendense.repository.v1 import (
 from sendense_blockio.errors import InvalidExtentError
 from sendense_repository import convert
 from sendense_repository.chain import ChainViewer
+from sendense_repository.creation import LayerMaker, NewLayer
 from sendense_repository.deletion import Deleter
 from sendense_repository.errors import InvalidValue
-from sendense_repository.layer import LayerDesk, NewLayer
+from sendense_repository.layer import LayerDesk
 from sendense_repository.point import NewPoint, PointDesk
 from sendense_repository.registry import Registry
 from sendense_repository.sealing import Sealer
@@ -63,7 +64,8 @@ class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
 class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
     """Implements LayerService."""
 
-    def __init__(self, desk: LayerDesk, sealer: Sealer, unbroken: Unbroken) -> None:
+    def __init__(self, maker: LayerMaker, desk: LayerDesk, sealer: Sealer, unbroken: Unbroken) -> None:
+        self._maker = maker
         self._desk = desk
         self._sealer = sealer
         self._unbroken = unbroken
@@ -80,7 +82,7 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
             change_id=request.change_id,
             estimated_bytes=max(0, request.estimated_bytes),
         )
-        work = self._desk.create(convert.holder(request.holder), wanted)
+        work = self._maker.create(convert.holder(request.holder), wanted)
         return convert.placed_layer(await self._unbroken.run(work))
 
     async def SetAreas(

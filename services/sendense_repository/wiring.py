@@ -11,6 +11,7 @@ import structlog
 from sendense_db.engine import Database
 from sendense_repository import durable
 from sendense_repository.chain import ChainViewer
+from sendense_repository.creation import LayerMaker
 from sendense_repository.deletion import Deleter
 from sendense_repository.errors import RepositoryUnusable
 from sendense_repository.journals import OpenJournals
@@ -34,6 +35,7 @@ class Parts:
     registry: Registry
     reconciler: Reconciler
     journals: OpenJournals
+    maker: LayerMaker
     layers: LayerDesk
     sealer: Sealer
     points: PointDesk
@@ -85,6 +87,7 @@ def build_parts(
         registry=registry,
         reconciler=reconciler,
         journals=journals,
+        maker=LayerMaker(catalogue, registry, locks, reconciler),
         layers=layers,
         sealer=Sealer(catalogue, registry, locks, journals, layers, sync=sync, observe=observe),
         points=PointDesk(catalogue, registry, locks, reconciler, observe),

@@ -18,9 +18,9 @@ from sendense_blockio.extents import Extent, merge, split
 from sendense_blockio.journal import Entry, encode_entries
 from sendense_db.engine import Database
 from sendense_repository import durable
-from sendense_repository.layer import NewLayer, PlacedLayer
+from sendense_repository.creation import NewLayer
 from sendense_repository.point import NewPoint, PlacedPoint
-from sendense_repository.records import Holder
+from sendense_repository.records import Holder, PlacedLayer
 from sendense_repository.store import metadata
 from sendense_repository.wiring import Parts, build_parts
 
@@ -135,7 +135,7 @@ class Rig:
         estimated: int = 0,
     ) -> PlacedLayer:
         wanted = NewLayer("local", VM, disk, size, parent, f"change of {job}", estimated)
-        return await self.parts.layers.create(Holder(job, attempt), wanted)
+        return await self.parts.maker.create(Holder(job, attempt), wanted)
 
     async def written(
         self,
