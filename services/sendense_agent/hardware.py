@@ -27,7 +27,13 @@ PATHS = (
 """Property paths that go into the JSON."""
 
 
+GUEST_SECRETS = "guestinfo."
+"""Options of this name are the guest's own, often user data with passwords (cloud-init): they are not kept."""
+
+
 def hardware_json(properties: dict[str, Any]) -> str:
     """Returns the JSON of the properties that `PATHS` names; keys are sorted, unset properties are left out."""
     found = {path.removeprefix("config."): properties[path] for path in PATHS if path in properties}
+    if "extraConfig" in found:
+        found["extraConfig"] = [each for each in found["extraConfig"] if not each.key.startswith(GUEST_SECRETS)]
     return json.dumps(found, cls=VmomiJSONEncoder, strip_dynamic=True, sort_keys=True)
