@@ -6,10 +6,11 @@ other, rounded outwards to that granularity and cut at the disk's capacity.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 GRANULARITY = 64 * 1024
-"""Bytes of one change-tracking block (also the cluster size of the lab's overlays)."""
+"""Bytes of one change-tracking block (also the lab's own unit of copy-on-write)."""
 
 Area = tuple[int, int]
 """(start, end), bytes, end excluded."""
@@ -38,14 +39,15 @@ def round_out(areas: Iterable[Area], capacity: int, granularity: int = GRANULARI
 
 
 def subtract(areas: Iterable[Area], holes: Iterable[Area]) -> tuple[Area, ...]:
-    """Returns what of `areas` lies in none of `holes`."""
+    """Returns what of `areas` lies in none of `holes`; both lists are walked once."""
     left: list[Area] = []
     cuts = merge(holes)
+    first = 0
     for start, end in merge(areas):
+        while first < len(cuts) and cuts[first][1] <= start:
+            first += 1
         position = start
-        for cut_start, cut_end in cuts:
-            if cut_end <= position:
-                continue
+        for cut_start, cut_end in itertools.islice(cuts, first, None):
             if cut_start >= end:
                 break
             if cut_start > position:
@@ -54,6 +56,12 @@ def subtract(areas: Iterable[Area], holes: Iterable[Area]) -> tuple[Area, ...]:
         if position < end:
             left.append((position, end))
     return tuple(left)
+
+
+def intersect(areas: Iterable[Area], others: Iterable[Area]) -> tuple[Area, ...]:
+    """Returns what lies in both lists."""
+    mine = merge(areas)
+    return subtract(mine, subtract(mine, others))
 
 
 def total(areas: Iterable[Area]) -> int:

@@ -1,128 +1,30 @@
 """Driving a lab from Python: the commands as methods, and a server of one's own for a test.
 
 with LabClient.start(home) as lab:
-    vm = lab.create_vm("web", ["64M:ext4"])
+    lab.create_vm("web", ["64M:ext4", "16M:blank@1:0"])
     lab.guest_run("web", share=0.05)
+    with lab.fault("cbt-error", vm="web", error="FileFault"):
+        ...
 """
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal
 
-from sendense_lab.errors import LabError, ServerNotRunningError
-
-READY_SECONDS = 30.0
-STOP_SECONDS = 60.0
-COMMAND_SECONDS = 600.0
+from sendense_lab.labserver import LabServer
+from sendense_lab.machine import DiskName
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("lab", timeout=COMMAND_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-class LabClient:
+class LabClient(LabServer):
     """Talks to the lab's server of one home; every method is blocking and returns the command's JSON.
 
-    Errors of the server are raised as LabError with its reason, message and help.
-
-    Attributes:
-        home: The `SENDENSE_HOME` of that server.
-        root: `home/lab`.
+    A VM is given by name or managed object id, a disk by index, device key or uuid, a snapshot by name or managed
+    object id. Errors of the server are raised as LabError with its reason, message and help.
     """
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.root = (home / "lab").resolve()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    # -- a server of one's own -----------------------------------------------------------------------------
-
-    @classmethod
-    def start(cls, home: Path, **environment: str) -> LabClient:
-        """Starts `sendense-lab serve` in a home and waits until it is ready.
-
-        Args:
-            home: Its SENDENSE_HOME; a short path, for Unix sockets.
-            environment: Further variables, such as SENDENSE_LAB_KEEP_SNAPSHOTS="1".
-
-        Raises:
-            LabError: It ended, or was not ready in time; the message holds what it logged.
-        """
-        client = cls(home)
-        client.restart(**environment)
-        return client
-
-    def restart(self, **environment: str) -> None:
-        """Starts this client's own server again (after `stop` or `kill`)."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        log = self.root / "serve.log"
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sendense_lab.main", "serve"],
-                env=os.environ | {"SENDENSE_HOME": str(self.home)} | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
-            try:
-                self.info()
-            except ServerNotRunningError as err:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.stop()
-                    raise LabError(f"The lab did not start: {log.read_text(errors='replace')}") from err
-                time.sleep(0.02)
-            else:
-                return
-
-    def stop(self) -> None:
-        """Ends this client's own server in order (SIGTERM)."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends it as a crash would (SIGKILL)."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(number)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    # -- commands ------------------------------------------------------------------------------------------
 
     @property
     def credentials_path(self) -> Path:
@@ -136,12 +38,18 @@ class LabClient:
 
     def info(self) -> dict[str, Any]:
         """Returns address, sizes and settings of the lab."""
-        return self._command("info")
+        return self.command("info")
+
+    # -- virtual machines ----------------------------------------------------------------------------------
 
     def vms(self) -> list[dict[str, Any]]:
         """Returns all VMs."""
-        found: list[dict[str, Any]] = self._command("vm/list")["vms"]
+        found: list[dict[str, Any]] = self.command("vm/list")["vms"]
         return found
+
+    def vm(self, vm: str) -> dict[str, Any]:
+        """Returns one VM."""
+        return self.command("vm/show", vm=vm)
 
     def create_vm(
         self,
@@ -151,77 +59,241 @@ class LabClient:
         seed: int = 1,
         small_files: int = 3000,
         folder: str = "",
+        diskless: bool = False,
+        bios_uuid: str | None = None,
+        hardware_version: int = 19,
     ) -> dict[str, Any]:
-        """Creates a VM; `disks` as "2G:ext4" or "1G:xfs" (ext4 from 16M, xfs from 304M)."""
-        return self._command("vm/create", name=name, disks=disks, seed=seed, small_files=small_files, folder=folder)
+        """Creates a running VM.
+
+        Args:
+            name: Its name.
+            disks: As "2G:ext4", "1G:xfs", "64M:blank@1:0" or "16M:blank,independent" (see `diskspec.HELP`).
+            seed: Of all content.
+            small_files: Files of 1 to 64 KiB over all disks.
+            folder: Folder of the inventory; the same name may be in several.
+            diskless: Say that no disk is wanted.
+            bios_uuid: That of another VM, for instance.
+            hardware_version: 4 for one that knows no change tracking.
+        """
+        return self.command(
+            "vm/create",
+            name=name,
+            disks=disks,
+            seed=seed,
+            small_files=small_files,
+            folder=folder,
+            diskless=diskless,
+            bios_uuid=bios_uuid,
+            hardware_version=hardware_version,
+        )
 
     def delete_vm(self, vm: str) -> dict[str, Any]:
-        """Deletes a VM (name or moref)."""
-        return self._command("vm/delete", vm=vm)
+        """Deletes a VM."""
+        return self.command("vm/delete", vm=vm)
+
+    def set_vm(
+        self,
+        vm: str,
+        *,
+        name: str | None = None,
+        hardware_version: int | None = None,
+        change_tracking: bool | None = None,
+        tracking_supported: bool | None = None,
+        template: bool | None = None,
+        tools: Literal["running", "notRunning", "notInstalled"] | None = None,
+        connection: Literal["connected", "disconnected", "inaccessible", "orphaned"] | None = None,
+        encrypted: bool | None = None,
+        uuid: str | None = None,
+    ) -> dict[str, Any]:
+        """Changes what is given of a VM; a template is powered off. `uuid` is the BIOS uuid."""
+        return self.command(
+            "vm/set",
+            vm=vm,
+            name=name,
+            hardware_version=hardware_version,
+            change_tracking=change_tracking,
+            tracking_supported=tracking_supported,
+            template=template,
+            tools=tools,
+            connection=connection,
+            encrypted=encrypted,
+            uuid=uuid,
+        )
+
+    def power_on(self, vm: str) -> dict[str, Any]:
+        """Switches a VM on."""
+        return self.command("vm/power", vm=vm, on=True)
+
+    def power_off(self, vm: str) -> dict[str, Any]:
+        """Switches a VM off: its guest can do nothing then."""
+        return self.command("vm/power", vm=vm, on=False)
+
+    def register_again(self, vm: str) -> dict[str, Any]:
+        """Gives a VM and its snapshots new managed object ids; returns the VM, with `former_moref`."""
+        return self.command("vm/register-again", vm=vm)
+
+    def add_disk(self, vm: str, disk: str, *, small_files: int = 0) -> dict[str, Any]:
+        """Adds a disk ("16M:blank@1"); returns it."""
+        return self.command("vm/add-disk", vm=vm, disk=disk, small_files=small_files)
+
+    def remove_disk(self, vm: str, disk: DiskName) -> dict[str, Any]:
+        """Removes a disk with its files, but for those that snapshots need."""
+        return self.command("vm/remove-disk", vm=vm, disk=disk)
+
+    def recreate_disk(self, vm: str, disk: DiskName, *, size: str | None = None) -> dict[str, Any]:
+        """Puts a blank disk with another uuid into a disk's slot; returns it."""
+        return self.command("vm/recreate-disk", vm=vm, disk=disk, size=size)
+
+    def move_disk(
+        self, vm: str, disk: DiskName, *, to: str | None = None, position: int | None = None
+    ) -> dict[str, Any]:
+        """Moves a disk to a slot ("1:3"; whoever is there takes its place) or a place in the list; returns it."""
+        return self.command("vm/move-disk", vm=vm, disk=disk, to=to, position=position)
+
+    def share_bus(self, vm: str, bus: int, sharing: Literal["none", "virtual", "physical"]) -> dict[str, Any]:
+        """Shares the bus of a SCSI controller with other VMs, or not."""
+        return self.command("vm/share-bus", vm=vm, bus=bus, sharing=sharing)
+
+    def events(self, vm: str) -> list[dict[str, Any]]:
+        """Returns vCenter's events of a VM, oldest first: key, created, kind, message."""
+        found: list[dict[str, Any]] = self.command("vm/events", vm=vm)["events"]
+        return found
+
+    # -- snapshots -----------------------------------------------------------------------------------------
 
     def snapshots(self, vm: str) -> list[dict[str, Any]]:
         """Returns open and kept snapshots: moref, name, description, kept, disks with their change ids."""
-        found: list[dict[str, Any]] = self._command("vm/snapshots", vm=vm)["snapshots"]
+        found: list[dict[str, Any]] = self.command("vm/snapshots", vm=vm)["snapshots"]
         return found
+
+    def create_snapshot(self, vm: str, name: str, *, description: str = "", quiesce: bool = False) -> dict[str, Any]:
+        """Makes a snapshot as a user would, outside of the API; returns it."""
+        return self.command("vm/snapshot-create", vm=vm, name=name, description=description, quiesce=quiesce)
+
+    def remove_snapshot(self, vm: str, snapshot: str | None = None, *, children: bool = False) -> dict[str, Any]:
+        """Removes a snapshot (None: all) and merges its files."""
+        return self.command("vm/snapshot-remove", vm=vm, snapshot=snapshot, children=children)
+
+    def revert_snapshot(self, vm: str, snapshot: str, *, power_on: bool = False) -> dict[str, Any]:
+        """Takes a VM back to a snapshot; without `power_on` it is off then, as vSphere does."""
+        return self.command("vm/snapshot-revert", vm=vm, snapshot=snapshot, power_on=power_on)
+
+    def consolidate(self, vm: str) -> dict[str, Any]:
+        """Merges files that no snapshot needs; returns the VM."""
+        return self.command("vm/consolidate", vm=vm)
+
+    # -- guest and disks -----------------------------------------------------------------------------------
 
     def guest_write(
         self,
         vm: str,
-        disk: int,
+        disk: DiskName,
         offset: int,
         *,
         file: Path | None = None,
         seed: int = 0,
         length: int = 0,
+        zero: bool = False,
     ) -> dict[str, Any]:
-        """Writes a byte range of a disk from a file, or `length` bytes of a seed's stream."""
+        """Writes a byte range of a disk from a file, or `length` bytes of a seed's stream or zeros."""
         path = str(file.resolve()) if file else None
-        return self._command("guest/write", vm=vm, disk=disk, offset=offset, file=path, seed=seed, length=length)
+        return self.command(
+            "guest/write", vm=vm, disk=disk, offset=offset, file=path, seed=seed, length=length, zero=zero
+        )
 
     def guest_put(self, vm: str, local: Path, path: str) -> dict[str, Any]:
         """Puts a local file into the guest."""
-        return self._command("guest/put", vm=vm, local=str(local.resolve()), path=path)
+        return self.command("guest/put", vm=vm, local=str(local.resolve()), path=path)
 
     def guest_rm(self, vm: str, path: str) -> dict[str, Any]:
         """Removes a file or directory of the guest."""
-        return self._command("guest/rm", vm=vm, path=path)
+        return self.command("guest/rm", vm=vm, path=path)
 
     def guest_cat(self, vm: str, path: str, output: Path) -> dict[str, Any]:
         """Copies a file of the guest to a local one."""
-        return self._command("guest/cat", vm=vm, path=path, output=str(output.resolve()))
+        return self.command("guest/cat", vm=vm, path=path, output=str(output.resolve()))
 
     def guest_run(self, vm: str, *, share: float, seed: int = 0) -> dict[str, Any]:
         """Changes files at random: about `share` of the guest's file bytes."""
-        return self._command("guest/run", vm=vm, share=share, seed=seed)
+        return self.command("guest/run", vm=vm, share=share, seed=seed)
 
-    def changed(self, vm: str, disk: int, since: str, *, snapshot: str | None = None) -> dict[str, Any]:
-        """Returns `areas` (offset, length) and `bytes` changed since a change id, up to a snapshot or now."""
-        return self._command("disk/changed", vm=vm, disk=disk, since=since, snapshot=snapshot)
+    def changed(self, vm: str, disk: DiskName, since: str, *, snapshot: str | None = None) -> dict[str, Any]:
+        """Returns `areas` (offset, length) and `bytes` changed since a change id, up to a snapshot or now.
 
-    def export(self, vm: str, disk: int, output: Path, *, snapshot: str | None = None) -> dict[str, Any]:
-        """Writes a disk's raw content, now or of a snapshot (moref or name, open or kept), to a sparse file."""
-        return self._command("disk/export", vm=vm, disk=disk, output=str(output.resolve()), snapshot=snapshot)
+        It tells the truth, whatever faults are set.
+        """
+        return self.command("disk/changed", vm=vm, disk=disk, since=since, snapshot=snapshot)
+
+    def export(self, vm: str, disk: DiskName, output: Path, *, snapshot: str | None = None) -> dict[str, Any]:
+        """Writes a disk's raw content, now or of a snapshot (open or kept), to a sparse file."""
+        return self.command("disk/export", vm=vm, disk=disk, output=str(output.resolve()), snapshot=snapshot)
+
+    def resize_disk(
+        self, vm: str, disk: DiskName, size: str, *, tracking: Literal["keep", "reset"] = "keep"
+    ) -> dict[str, Any]:
+        """Grows a disk to a size ("128M"); returns it."""
+        return self.command("disk/resize", vm=vm, disk=disk, size=size, tracking=tracking)
+
+    def reset_tracking(self, vm: str, disk: DiskName | None = None) -> dict[str, Any]:
+        """Begins the change tracking of a disk (None: of all) anew, under another uuid."""
+        return self.command("disk/reset-tracking", vm=vm, disk=disk)
+
+    # -- faults --------------------------------------------------------------------------------------------
+
+    def fault_kinds(self) -> list[dict[str, Any]]:
+        """Returns all kinds of faults: kind, about, times, parameters with their defaults."""
+        found: list[dict[str, Any]] = self.command("fault/kinds")["kinds"]
+        return found
+
+    def set_fault(self, kind: str, **parameters: object) -> dict[str, Any]:
+        """Puts a fault in force, as `set_fault("api-error", method="QueryChangedDiskAreas", error="FileFault")`.
+
+        Args:
+            kind: As `fault_kinds` lists them.
+            parameters: Those of the kind, and `vm`, `disk` (of that VM), `after` (occasions that pass first),
+                `times` (occasions spoiled then; None for all).
+
+        Returns:
+            The fault with its `id`.
+        """
+        return self.command("fault/set", kind=kind, **parameters)
+
+    def clear_faults(self, which: int | str | None = None) -> list[dict[str, Any]]:
+        """Takes back a fault by its id, those of a kind, or all; returns them with how often they happened."""
+        found: list[dict[str, Any]] = self.command("fault/clear", which=which)["cleared"]
+        return found
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Returns all faults that are set: id, kind, seen, spoiled, spent, last."""
+        found: list[dict[str, Any]] = self.command("fault/list")["faults"]
+        return found
+
+    @contextlib.contextmanager
+    def fault(self, kind: str, **parameters: object) -> Iterator[dict[str, Any]]:
+        """Puts a fault in force for the time of the block."""
+        made = self.set_fault(kind, **parameters)
+        try:
+            yield made
+        finally:
+            self.clear_faults(made["id"])
 
     def set_page_areas(self, areas: int | None) -> dict[str, Any]:
         """Sets how many areas one answer of QueryChangedDiskAreas holds; None takes the setting again."""
-        return self._command("fault/page-areas", areas=areas)
+        return self.command("fault/page-areas", areas=areas)
 
     def lose_sessions(self) -> dict[str, Any]:
         """Ends all sessions of the simulated vCenter."""
-        return self._command("fault/lose-sessions")
+        return self.command("fault/lose-sessions")
 
-    def _command(self, command: str, /, **arguments: object) -> dict[str, Any]:
-        path = self.root / "lab.sock"
-        connection = _UnixConnection(path)
-        try:
-            connection.request("POST", f"/{command}", json.dumps(arguments), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            body: dict[str, Any] = json.loads(response.read())
-        except (OSError, http.client.HTTPException) as err:
-            raise ServerNotRunningError(str(path)) from err
-        finally:
-            connection.close()
-        if response.status != http.client.OK:
-            error = body["error"]
-            raise LabError(error["message"], reason=error["reason"], help=error["help"])
-        return body
+    def change_certificate(self) -> dict[str, Any]:
+        """Lets the vCenter show another certificate to new connections; returns its fingerprints."""
+        return self.command("fault/change-certificate")
+
+    def forget_events(self) -> dict[str, Any]:
+        """Empties vCenter's event log."""
+        return self.command("fault/forget-events")
+
+    def calls(self, *, reset: bool = False) -> list[dict[str, str]]:
+        """Returns the latest API calls, oldest first: method, object; `reset` forgets them then."""
+        found: list[dict[str, str]] = self.command("fault/calls", reset=reset)["calls"]
+        return found

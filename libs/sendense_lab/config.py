@@ -24,8 +24,10 @@ class LabSettings(BaseSettings):
     """TCP port; 0 takes the port of the last run if it is free, else any free one."""
     keep_snapshots: bool = False
     """Keep the content of removed snapshots, so that a backup can be compared with it afterwards."""
+    kept_snapshots: int = Field(default=200, ge=1)
+    """Most contents of removed snapshots that are kept of one VM; the oldest goes."""
     page_areas: int = Field(default=2000, ge=1)
-    """Most areas in one answer of QueryChangedDiskAreas, unless `fault set page-areas` says otherwise."""
+    """Most areas in one answer of QueryChangedDiskAreas, unless `fault set cbt-page-areas` says otherwise."""
 
     @property
     def root(self) -> Path:

@@ -44,6 +44,20 @@ class ByteStream:
         return b"".join(self.chunks(length))
 
 
+class Ciphertext:
+    """What an encrypted VM's disk looks like to those who read its file: the bytes under a key they lack."""
+
+    def __init__(self, *seed: object) -> None:
+        self._key = hashlib.sha256("\0".join(str(part) for part in ("disk key", *seed)).encode()).digest()
+
+    def of(self, plain: bytes, offset: int) -> bytes:
+        """Returns the bytes of the disk at an offset as they are in the file."""
+        counter, skipped = divmod(offset, 16)
+        stream = Cipher(algorithms.AES(self._key), modes.CTR(counter.to_bytes(16, "big"))).encryptor()
+        stream.update(bytes(skipped))
+        return stream.update(plain)
+
+
 def write_file(path: Path, size: int, stream: ByteStream) -> None:
     """Creates a file of `size` bytes from the stream."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

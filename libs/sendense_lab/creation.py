@@ -1,49 +1,32 @@
-"""Making a new virtual machine: its identity, its raw disks, their partition tables, file systems and content."""
+"""Making disks: their identity and place, their raw files, partition tables, file systems and content."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
+import shutil
+import tempfile
 import threading
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from sendense_lab import content, volumes
+from sendense_lab import content, layers, volumes
+from sendense_lab.diskspec import DiskSpec, take_slot
 from sendense_lab.errors import InvalidRequestError
 from sendense_lab.programs import run
-from sendense_lab.records import DiskRecord, Filesystem, Layer, VmRecord
+from sendense_lab.records import Controller, DiskRecord, Layer, VmRecord
+from sendense_lab.store import LabStore
 
 log = structlog.get_logger(__name__)
 
-SMALLEST: dict[Filesystem, int] = {"ext4": 16 * 1024**2, "xfs": 304 * 1024**2}
-"""Smallest disk for each file system, bytes; mkfs.xfs wants 300 MiB for itself."""
-FIRST_KEY = 2000
-"""Device key of the first disk on the first SCSI controller, as in vSphere."""
-RESERVED_UNIT = 7
-"""The controller's own SCSI unit; the next disk is 8."""
-UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-
-
-def parse_disk(text: str) -> tuple[int, Filesystem]:
-    """Reads `2G:ext4` into (bytes, file system).
-
-    Raises:
-        InvalidRequestError: It is not of that form, too small, or not in whole 64 KiB.
-    """
-    match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?(?::(\w+))?", text)
-    kind = (match[3] or "ext4") if match else ""
-    if match is None or kind not in SMALLEST:
-        raise InvalidRequestError(f"{text!r} is not a disk", help="Write size and file system, as 2G:ext4 or 1G:xfs.")
-    filesystem: Filesystem = "xfs" if kind == "xfs" else "ext4"
-    size = int(match[1]) * UNITS[match[2]]
-    if size < SMALLEST[filesystem] or size % (1024 * 1024):
-        raise InvalidRequestError(
-            f"A disk of {size} bytes cannot hold {filesystem}",
-            help=f"Give whole MiB, at least {SMALLEST[filesystem] // 1024**2}M.",
-        )
-    return size, filesystem
+MAX_DISKS = 60
+"""Of a VM: four controllers with 15 units each."""
+BASE_FILES = {None: "flat", "physicalMode": "rdmp", "virtualMode": "rdm"}
+"""How the file behind a base's descriptor is named."""
 
 
 def directory_name(name: str, taken: set[str]) -> str:
@@ -56,65 +39,98 @@ def directory_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def plan_disks(base: str, wanted: list[tuple[int, Filesystem]]) -> tuple[DiskRecord, ...]:
-    """Returns the records of a new VM's disks; the first is mounted at /, the next at /data, /data2 and so on."""
-    disks = []
-    for index, (capacity, filesystem) in enumerate(wanted):
-        name = base if index == 0 else f"{base}_{index}"
-        unit = index if index < RESERVED_UNIT else index + 1
-        disks.append(
-            DiskRecord(
-                key=FIRST_KEY + unit,
-                unit=unit,
-                label=f"Hard disk {index + 1}",
-                uuid=str(uuid.uuid4()),
-                capacity=capacity,
-                base=name,
-                chain=(Layer(file=f"{name}-flat.vmdk", format="raw", descriptor=f"{name}.vmdk"),),
-                filesystem=filesystem,
-                filesystem_uuid=str(uuid.uuid4()),
-                mountpoint="/" if index == 0 else "/data" if index == 1 else f"/data{index}",
-            )
-        )
-    return tuple(disks)
+def plan_disk(record: VmRecord, spec: DiskSpec) -> tuple[VmRecord, DiskRecord]:
+    """Returns a VM's record with one more disk, and that disk; its file is still to be made.
+
+    The first disk with a file system is mounted at /, the next at /data, /data2 and so on.
+
+    Raises:
+        InvalidRequestError: Its slot is taken, or the controller is full.
+    """
+    if len(record.disks) >= MAX_DISKS:
+        raise InvalidRequestError(f"A VM has at most {MAX_DISKS} disks")
+    slot = take_slot(spec, record.disks)
+    descriptors = {layer.descriptor for layer in record.layers.values()}
+    base = next(
+        name
+        for name in itertools.chain([record.directory], (f"{record.directory}_{n}" for n in itertools.count(1)))
+        if f"{name}.vmdk" not in descriptors
+    )
+    layer = Layer(file=f"{base}-{BASE_FILES[spec.mapping]}.vmdk", descriptor=f"{base}.vmdk")
+    labels = {disk.label for disk in record.disks}
+    mountpoints = {disk.mountpoint for disk in record.disks}
+    places = itertools.chain(["/", "/data"], (f"/data{n}" for n in itertools.count(2)))
+    disk = DiskRecord(
+        key=slot.key,
+        bus=slot.bus,
+        unit=slot.unit,
+        label=next(label for n in itertools.count(1) if (label := f"Hard disk {n}") not in labels),
+        uuid=str(uuid.uuid4()),
+        capacity=spec.size,
+        base=base,
+        top=layer.file,
+        mode=spec.mode,
+        mapping=spec.mapping,
+        multi_writer=spec.multi_writer,
+        filesystem=spec.filesystem,
+        filesystem_uuid=str(uuid.uuid4()) if spec.filesystem else "",
+        mountpoint=next(place for place in places if place not in mountpoints) if spec.filesystem else "",
+    )
+    controllers = record.controllers
+    if slot.bus not in {controller.bus for controller in controllers}:
+        controllers = (*controllers, Controller(bus=slot.bus))
+    grown = record.model_copy(update={"disks": (*record.disks, disk), "controllers": controllers})
+    return grown.with_layers(layer), disk
 
 
-def write_disks(record: VmRecord, directory: Path, run_dir: Path, small_files: int, stopping: threading.Event) -> int:
-    """Creates the disks' files and fills them.
+def write_disks(
+    record: VmRecord, disks: Sequence[DiskRecord], store: LabStore, small_files: int, stopping: threading.Event
+) -> None:
+    """Creates the files of a VM's new disks and fills those that have a file system.
 
     Args:
-        record: The VM.
-        directory: Its folder in the datastore, which exists.
-        run_dir: An empty folder for mount points.
-        small_files: Files of 1 to 64 KiB over all disks.
+        record: The VM, with these disks.
+        disks: The new ones.
+        store: The lab's folder; the VM's folder in its datastore exists.
+        small_files: Files of 1 to 64 KiB over all these disks.
         stopping: When set, the work is given up.
-
-    Returns:
-        Bytes of file content written.
     """
-    total = sum(disk.capacity for disk in record.disks)
-    written = 0
-    for index, disk in enumerate(record.disks):
-        flat = directory / disk.chain[0].file
-        with flat.open("xb") as file:
-            file.truncate(disk.capacity)
-        end = (disk.capacity - volumes.PARTITION_TAIL) // 512
-        start = volumes.PARTITION_START // 512
-        table = f"label: gpt\nunit: sectors\nstart={start}, size={end - start}, type=linux\n"
-        run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(flat), stdin=table)
-        at = run_dir / "mnt" / str(index)
-        at.mkdir(parents=True)
-        with contextlib.ExitStack() as stack:
-            device = stack.enter_context(volumes.loop_device(flat, disk.capacity))
-            _make_filesystem(device, disk)
-            root = stack.enter_context(volumes.mounted(device, disk.filesystem, at))
-            if index == 0:
-                mounts = [(other.filesystem_uuid, other.mountpoint, other.filesystem) for other in record.disks]
-                content.write_root(root, record.name, record.seed, mounts)
-            share = small_files * disk.capacity // total
-            written += content.populate(root, disk.capacity, share, record.seed, index, stopping)
-        log.info("disk written", vm=record.name, disk=index, filesystem=disk.filesystem)
-    return written
+    directory = store.datastore / record.directory
+    total = sum(disk.capacity for disk in disks if disk.filesystem)
+    for disk in disks:
+        layers.create(directory / disk.top, disk.capacity)
+        if disk.filesystem:
+            run_dir = Path(tempfile.mkdtemp(prefix=f"{record.moref}-", dir=store.run))
+            try:
+                _fill(record, disk, directory / disk.top, run_dir, small_files * disk.capacity // total, stopping)
+            finally:
+                shutil.rmtree(run_dir)
+
+
+def _fill(
+    record: VmRecord, disk: DiskRecord, flat: Path, run_dir: Path, small_files: int, stopping: threading.Event
+) -> None:
+    end = (disk.capacity - volumes.PARTITION_TAIL) // 512
+    start = volumes.PARTITION_START // 512
+    table = f"label: gpt\nunit: sectors\nstart={start}, size={end - start}, type=linux\n"
+    run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(flat), stdin=table)
+    index = record.disks.index(disk)
+    at = run_dir / "mnt" / str(index)
+    at.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(volumes.loop_device(flat, disk.capacity))
+        _make_filesystem(device, disk)
+        root = stack.enter_context(volumes.mounted(device, disk.filesystem or "ext4", at))
+        if disk.mountpoint == "/":
+            content.write_root(root, record.name, record.seed, mounts(record))
+        content.populate(root, disk.capacity, small_files, record.seed, index, stopping)
+    log.info("disk written", vm=record.name, disk=index, filesystem=disk.filesystem)
+
+
+def mounts(record: VmRecord) -> list[tuple[str, str, str]]:
+    """Returns (file system UUID, mount point, type) of a VM's disks, the root first."""
+    found = [(disk.filesystem_uuid, disk.mountpoint, disk.filesystem) for disk in record.disks if disk.filesystem]
+    return sorted(found, key=lambda mount: mount[1])
 
 
 def _make_filesystem(device: str, disk: DiskRecord) -> None:

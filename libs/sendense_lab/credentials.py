@@ -51,6 +51,12 @@ def ensure_certificate(root: Path, host: str) -> tuple[Path, Path]:
     certificate_path, key_path = root / "certificate.pem", root / "key.pem"
     if certificate_path.exists() and key_path.exists():
         return certificate_path, key_path
+    return new_certificate(root, host)
+
+
+def new_certificate(root: Path, host: str) -> tuple[Path, Path]:
+    """Makes a certificate and its key in place of those that are there; returns their paths (PEM)."""
+    certificate_path, key_path = root / "certificate.pem", root / "key.pem"
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sendense lab vCenter")])
     now = datetime.now(UTC)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from sendense_lab import vmfiles
 from sendense_lab.lab import Lab
 from sendense_lab.machine import Machine
-from sendense_lab.records import DiskRecord
+from sendense_lab.records import Device, Layer, VmRecord
 from sendense_lab.store import DATASTORE
 
 DATACENTER_NAME = "lab"
@@ -36,8 +37,23 @@ class ByteRange:
     length: int
 
 
-def locate(lab: Lab, target: str) -> Path | bytes:
-    """Returns what a `/folder/<vm>/<file>?dcPath=…&dsName=…` URL names: a flat file, or a descriptor's text.
+@dataclass(frozen=True)
+class Extent:
+    """A flat file that may be read.
+
+    Attributes:
+        path: The file.
+        vm: The VM that it belongs to.
+        disk: uuid of the disk.
+    """
+
+    path: Path
+    vm: VmRecord
+    disk: str
+
+
+def locate(lab: Lab, target: str) -> Extent | bytes:
+    """Returns what a `/folder/<vm>/<file>?dcPath=…&dsName=…` URL names: a flat file, or a small file's content.
 
     Raises:
         FolderError: It does not exist, or the running VM holds it locked: the flat file can be read only while
@@ -60,25 +76,37 @@ def _split(target: str) -> tuple[str, str]:
     return directory, file
 
 
-def _file_of(machine: Machine, file: str) -> Path | bytes:
-    for disk in machine.record.disks:
-        base = disk.chain[0]
-        if file == base.file:
-            if len(disk.chain) == 1 and machine.record.power_state == "poweredOn":
-                raise FolderError(500, f"{file} is locked: the running VM writes to it and no snapshot freezes it")
-            return machine.directory / base.file
-        if file == base.descriptor:
-            return _descriptor(disk)
-        if any(file in (layer.file, layer.descriptor) for layer in disk.chain[1:]):
-            raise FolderError(500, f"{file} is a delta: it has no flat extent that could be read here")
-    raise FolderError(404, f"No file {file}")
+def _file_of(machine: Machine, file: str) -> Extent | bytes:
+    record = machine.record
+    layer = next((found for found in record.layers.values() if file in (found.file, found.descriptor)), None)
+    if layer is None:
+        small = vmfiles.small_files(record).get(file)
+        if small is None:
+            raise FolderError(404, f"No file {file}")
+        return small
+    if layer.parent is not None:
+        raise FolderError(500, f"{file} is a delta: it has no flat extent that could be read here")
+    disk = _disk_of(record, layer)
+    if disk.mapping is not None:
+        raise FolderError(500, f"{file} is a raw device mapping: its bytes are on no datastore")
+    if file == layer.descriptor:
+        return _descriptor(disk, layer)
+    if record.power_state == "poweredOn" and any(found.top == layer.file for found in record.disks):
+        raise FolderError(500, f"{file} is locked: the running VM writes to it and no snapshot freezes it")
+    return Extent(machine.directory / layer.file, record, disk.uuid)
 
 
-def _descriptor(disk: DiskRecord) -> bytes:
+def _disk_of(record: VmRecord, base: Layer) -> Device:
+    """Returns a disk, of the VM or of one of its snapshots, that has this base."""
+    everywhere: list[Device] = [*record.disks, *(disk for snapshot in record.snapshots for disk in snapshot.disks)]
+    return next(disk for disk in everywhere if f"{disk.base}.vmdk" == base.descriptor)
+
+
+def _descriptor(disk: Device, base: Layer) -> bytes:
     return (
         '# Disk DescriptorFile\nversion=4\nencoding="UTF-8"\nCID=fffffffe\nparentCID=ffffffff\n'
         'createType="vmfs"\n\n# Extent description\n'
-        f'RW {disk.capacity // 512} VMFS "{disk.chain[0].file}"\n\n# The Disk Data Base\n#DDB\n\n'
+        f'RW {disk.capacity // 512} VMFS "{base.file}"\n\n# The Disk Data Base\n#DDB\n\n'
         f'ddb.adapterType = "lsilogic"\nddb.uuid = "{disk.uuid}"\nddb.virtualHWVersion = "19"\n'
     ).encode()
 

@@ -23,11 +23,14 @@ import structlog
 from pyVmomi import VmomiSupport, vmodl
 
 from sendense_lab import folder, soap
+from sendense_lab.apifaults import ConnectionCutError, HttpRefusalError
 from sendense_lab.call import Call
-from sendense_lab.folder import FolderError
+from sendense_lab.content import Ciphertext
+from sendense_lab.folder import ByteRange, Extent, FolderError
 from sendense_lab.inventory import API_VERSION
 from sendense_lab.lab import Lab
 from sendense_lab.methods import Methods
+from sendense_lab.readfaults import ReadFaults, Spoiled
 from sendense_lab.sessions import COOKIE, Sessions
 
 log = structlog.get_logger(__name__)
@@ -57,6 +60,7 @@ class VcenterServer(ThreadingHTTPServer):
         self.lab = lab
         self.methods = methods
         self.sessions = sessions
+        self.read_faults = ReadFaults(lab, sessions)
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
 
@@ -150,7 +154,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.rstrip("/") != "/sdk":
             self._answer(404, "text/plain", b"Not found\n")
             return
-        status, answer, cookie = self._call(body)
+        try:
+            status, answer, cookie = self._call(body)
+        except HttpRefusalError as refused:
+            self._answer(refused.status, "text/plain", f"{refused}\n".encode())
+            return
+        except ConnectionCutError:
+            self._cut()
+            return
         self._answer(status, "text/xml; charset=utf-8", answer, cookie=cookie)
 
     def _call(self, body: bytes) -> tuple[int, bytes, str | None]:
@@ -167,6 +178,8 @@ class Handler(BaseHTTPRequestHandler):
         except vmodl.MethodFault as fault:
             log.debug("fault", method=request.method, fault=type(fault).__name__, message=fault.msg)
             return 500, soap.write_fault(fault, version), None
+        except (HttpRefusalError, ConnectionCutError):
+            raise
         except Exception as err:
             log.exception("method failed", method=request.method)
             return 500, soap.write_fault(soap.unexpected(err), version), None
@@ -187,46 +200,51 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 self._folder(with_body=with_body)
             except FolderError as err:
-                self._answer(err.status, "text/plain", f"{err}\n".encode(), with_body=with_body)
+                login = {"WWW-Authenticate": 'Basic realm="VMware HTTP server"'} if err.status == 401 else None
+                self._answer(err.status, "text/plain", f"{err}\n".encode(), with_body=with_body, extra=login)
         else:
             self._answer(404, "text/plain", b"Not found\n", with_body=with_body)
 
     def _folder(self, *, with_body: bool) -> None:
         if self.server.sessions.get(self._secret()) is None and not self._basic():
-            self._answer(
-                401,
-                "text/plain",
-                b"Log in first\n",
-                with_body=with_body,
-                extra={"WWW-Authenticate": 'Basic realm="VMware HTTP server"'},
-            )
-            return
+            raise FolderError(HTTPStatus.UNAUTHORIZED, "Log in first")
         found = folder.locate(self.server.lab, self.path)
         if isinstance(found, bytes):
             self._answer(200, "text/plain", found, with_body=with_body)
             return
-        self._send_file(found, with_body=with_body)
+        self.server.read_faults.require_readable(found)
+        self._send_extent(found, with_body=with_body)
 
-    def _send_file(self, path: Path, *, with_body: bool) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
+    def _send_extent(self, extent: Extent, *, with_body: bool) -> None:
+        faults = self.server.read_faults
+        descriptor = os.open(extent.path, os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
-            wanted = folder.parse_range(self.fields.get("range"), size)
-            start, length = (wanted.start, wanted.length) if wanted else (0, size)
+            ranges = faults.knows_ranges(extent)
+            asked = folder.parse_range(self.fields.get("range"), size) if ranges else None
+            wanted = asked or ByteRange(0, size)
+            spoiled = faults.spoil(extent, wanted) if with_body else Spoiled()
+            length = wanted.length - spoiled.missing
             head = [
-                f"HTTP/1.1 {'206 Partial Content' if wanted else '200 OK'}",
+                f"HTTP/1.1 {'206 Partial Content' if asked else '200 OK'}",
                 "Content-Type: application/octet-stream",
-                "Accept-Ranges: bytes",
                 f"Content-Length: {length}",
             ]
-            if wanted:
-                head.append(f"Content-Range: bytes {start}-{start + length - 1}/{size}")
+            if ranges:
+                head.append("Accept-Ranges: bytes")
+            if asked:
+                head.append(f"Content-Range: bytes {wanted.start}-{wanted.start + length - 1}/{size}")
             prefix = ("\r\n".join(head) + "\r\n\r\n").encode()
-            self._send_bytes(prefix, descriptor, start, length if with_body else 0)
+            body = length if spoiled.sent is None else min(spoiled.sent, length)
+            disguise = Ciphertext(extent.vm.instance_uuid) if extent.vm.encrypted else None
+            self._send_bytes(prefix, descriptor, wanted.start, body if with_body else 0, disguise)
+            faults.count(extent, body if with_body else 0)
+            if spoiled.sent is not None:
+                self._cut()
         finally:
             os.close(descriptor)
 
-    def _send_bytes(self, prefix: bytes, descriptor: int, start: int, length: int) -> None:
+    def _send_bytes(self, prefix: bytes, descriptor: int, start: int, length: int, disguise: Ciphertext | None) -> None:
         """Sends the head and the file's bytes; what fits in the buffer goes out as one write."""
         view = memoryview(self._buffer)
         filled = len(prefix)
@@ -236,10 +254,17 @@ class Handler(BaseHTTPRequestHandler):
             if got == 0:  # shorter than promised: the client must see a broken answer
                 self.close_connection = True
                 return
+            if disguise:
+                view[filled : filled + got] = disguise.of(bytes(view[filled : filled + got]), start)
             self.request.sendall(view[: filled + got])
             start, length, filled = start + got, length - got, 0
         if filled:
             self.request.sendall(view[:filled])
+
+    def _cut(self) -> None:
+        """Cuts the connection in the middle of whatever the client expects."""
+        self.close_connection = True
+        self.request.shutdown(socket.SHUT_RDWR)
 
     def _secret(self) -> str | None:
         found = COOKIE_VALUE.search(self.fields.get("cookie", ""))

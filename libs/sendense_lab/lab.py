@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
-import uuid
+from collections import deque
 from pathlib import Path
 
 import structlog
 
-from sendense_lab import cleanup, creation, layers, snapshots, tracking
-from sendense_lab.areas import Area
+from sendense_lab import cleanup, faults, kept, layers, reverting, snapshots, tracking, writes
+from sendense_lab.areas import Area, round_out
 from sendense_lab.config import LabSettings
-from sendense_lab.errors import AmbiguousNameError, InvalidRequestError, NotFoundError
-from sendense_lab.machine import Machine
-from sendense_lab.records import DiskRecord, Faults, Filesystem, SnapshotRecord, VmRecord
+from sendense_lab.errors import AmbiguousNameError, NotFoundError
+from sendense_lab.events import REVERTED, EventLog
+from sendense_lab.faultboard import FaultBoard
+from sendense_lab.labrecord import ActiveFault
+from sendense_lab.lying import Lies
+from sendense_lab.machine import DiskName, Machine
+from sendense_lab.records import Device, SnapshotDisk, SnapshotRecord
 from sendense_lab.store import LabStore
 from sendense_lab.tasks import TaskRunner
 
 log = structlog.get_logger(__name__)
+
+REMEMBERED_CALLS = 20_000
 
 
 class Lab:
@@ -30,25 +35,35 @@ class Lab:
         store: Its folder.
         changed: Notified whenever anything that a property collector may watch has changed.
         tasks: vCenter's tasks.
+        events: vCenter's events.
+        faults: How it was told to misbehave.
+        calls: The latest API calls: method and managed object id.
+        stopping: Set when long work must end soon and undo itself.
+        lock: Guards `record`, and the names of VMs.
+        creating: Name and folder of VMs that are being made.
     """
 
     def __init__(self, settings: LabSettings) -> None:
         self.settings = settings
         self.changed = threading.Condition()
         self.store = LabStore(settings.root)
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()
+        self.creating: set[tuple[str, str]] = set()
+        self.calls: deque[tuple[str, str]] = deque(maxlen=REMEMBERED_CALLS)
         cleanup.clean(settings.root)
         self.store.run.mkdir()
-        self._lock = threading.Lock()
-        self._creating: set[tuple[str, str]] = set()
-        self._stopping = threading.Event()
         self.record = self.store.load_lab()
         self.store.save_lab(self.record)
         self.machines = {record.moref: Machine(record, self.store, self.notify) for record in self.store.load_vms()}
         self.tasks = TaskRunner(self.notify)
+        self.events = EventLog(settings.root / "events.jsonl")
+        self.faults = FaultBoard(self.record.faults, self.record.faults_made, self._save_faults)
+        self._lies = Lies(self.faults)
         self._remove_unfinished()
         for machine in self.machines.values():
-            machine.finish_pending()
-            snapshots.consolidate(machine)
+            writes.finish_pending(machine)
+            _remove_strays(machine)
 
     def close(self) -> None:
         """Ends in order: waits for tasks and guest operations under way."""
@@ -60,7 +75,7 @@ class Lab:
 
     def give_up(self) -> None:
         """Lets long work (the creation of a VM) end soon and undo itself."""
-        self._stopping.set()
+        self.stopping.set()
 
     def notify(self) -> None:
         """Wakes those who wait for updates."""
@@ -77,35 +92,30 @@ class Lab:
 
     def next_id(self) -> int:
         """Returns a number for a managed object id, never given before."""
-        with self._lock:
+        with self.lock:
             number = self.record.next_id + 1
-            self._save(next_id=number)
+            self.save(next_id=number)
             return number
 
-    def _save(self, **update: object) -> None:
+    def save(self, **update: object) -> None:
+        """Changes the lab's record; the caller holds `lock`."""
         self.record = self.record.model_copy(update=update)
         self.store.save_lab(self.record)
 
+    def _save_faults(self, active: tuple[ActiveFault, ...], made: int) -> None:
+        with self.lock:
+            self.save(faults=active, faults_made=made)
+
     def remember_port(self, port: int) -> None:
         """Saves the port, to be used again at the next start."""
-        with self._lock:
-            self._save(port=port)
+        with self.lock:
+            self.save(port=port)
 
-    @property
-    def page_areas(self) -> int:
-        """Most areas in one answer of QueryChangedDiskAreas."""
-        return self.record.faults.page_areas or self.settings.page_areas
-
-    def set_faults(self, faults: Faults) -> None:
-        """Changes how the lab misbehaves.
-
-        Raises:
-            InvalidRequestError: A value makes no sense.
-        """
-        if faults.page_areas is not None and faults.page_areas < 1:
-            raise InvalidRequestError("A page has at least one area")
-        with self._lock:
-            self._save(faults=faults)
+    def page_areas(self, machine: Machine | None = None, disk: Device | None = None) -> int:
+        """Returns how many areas one answer of QueryChangedDiskAreas holds at most."""
+        vm, uuid = machine.record.instance_uuid if machine else None, disk.uuid if disk else None
+        fault = self.faults.take(faults.CbtPageAreas, vm=vm, disk=uuid)
+        return fault.areas if fault else self.settings.page_areas
 
     def find(self, name: str) -> Machine:
         """Returns a VM by its managed object id or its name.
@@ -131,159 +141,113 @@ class Lab:
                 return machine, snapshot
         return None
 
-    def create_vm(
-        self, name: str, disks: list[tuple[int, Filesystem]], *, seed: int, small_files: int, folder: str = ""
-    ) -> Machine:
-        """Creates a powered-on VM with filled disks.
-
-        Args:
-            name: Its name; in one folder there is only one of that name.
-            disks: (bytes, file system), the root's first.
-            seed: Seed of all content.
-            small_files: Files of 1 to 64 KiB over all disks.
-            folder: Name of a folder for the VM.
-
-        Raises:
-            InvalidRequestError: No disk, or the name is taken in that folder.
-        """
-        if not disks or not name or "/" in name:
-            raise InvalidRequestError("A VM has a name without `/` and at least one disk")
-        moref = f"vm-{self.next_id()}"
-        directory = self._reserve(name, folder)
-        try:
-            record = VmRecord(
-                moref=moref,
-                name=name,
-                folder=folder,
-                directory=directory,
-                uuid=str(uuid.uuid4()),
-                instance_uuid=str(uuid.uuid4()),
-                seed=seed,
-                disks=creation.plan_disks(directory, disks),
-            )
-            machine = Machine(record, self.store, self.notify)
-            self._write_disks(machine, small_files)
-            machine.save(record)
-            self.machines[moref] = machine
-        finally:
-            self._creating.discard((name, folder))
-        self.notify()
-        return machine
-
-    def _reserve(self, name: str, folder: str) -> str:
-        """Takes a name in a folder and makes a directory in the datastore for it; returns the directory's name."""
-        with self._lock:
-            taken = {(machine.record.name, machine.record.folder) for machine in self.machines.values()}
-            if (name, folder) in taken | self._creating:
-                raise InvalidRequestError(
-                    f"There is a VM {name!r} in folder {folder or 'vm'!r} already",
-                    help="Give another name, or another folder with --folder.",
-                )
-            directory = creation.directory_name(name, {path.name for path in self.store.datastore.iterdir()})
-            (self.store.datastore / directory).mkdir()
-            self._creating.add((name, folder))
-            if folder and folder not in self.record.folders:
-                self._save(folders={**self.record.folders, folder: f"group-v{1001 + len(self.record.folders)}"})
-            return directory
-
-    def _write_disks(self, machine: Machine, small_files: int) -> None:
-        run_dir = Path(tempfile.mkdtemp(prefix=f"{machine.record.moref}-", dir=self.store.run))
-        try:
-            creation.write_disks(machine.record, machine.directory, run_dir, small_files, self._stopping)
-        except BaseException:
-            shutil.rmtree(machine.directory)
-            raise
-        finally:
-            shutil.rmtree(run_dir)
-
-    def delete_vm(self, name: str) -> VmRecord:
-        """Removes a VM, its snapshots and whatever was kept of it."""
-        machine = self.find(name)
-        with machine.lock:
-            record = machine.record
-            del self.machines[record.moref]
-            self.store.delete_vm(record.moref)
-            shutil.rmtree(machine.directory)
-            for path in self.store.kept.glob(f"{record.moref}-*.raw"):
-                path.unlink()
-        self.notify()
-        return record
-
     def create_snapshot(self, machine: Machine, name: str, description: str, *, quiesce: bool) -> SnapshotRecord:
         """Freezes all disks of a VM."""
         moref = f"snapshot-{self.next_id()}"
-        return snapshots.create(machine, moref, name, description, quiesce=quiesce)
-
-    def remove_snapshot(self, machine: Machine, moref: str, *, children: bool, consolidate: bool) -> None:
-        """Removes a snapshot, keeping its content when the lab was told to."""
-        snapshots.remove(
-            machine,
-            moref,
-            children=children,
-            consolidate_disks=consolidate,
-            keep=self.settings.keep_snapshots,
+        vm = machine.record.instance_uuid
+        unlucky = frozenset(
+            disk.uuid
+            for disk in machine.record.disks
+            if disk.in_snapshots and self.faults.take(faults.CbtEmptyId, vm=vm, disk=disk.uuid)
         )
+        snapshot = snapshots.create(machine, moref, name, description, quiesce=quiesce, without_change_id=unlucky)
+        self.events.add("VirtualMachine.createSnapshot", machine.record, f"Create virtual machine snapshot {name}")
+        return snapshot
+
+    def remove_snapshot(self, machine: Machine, moref: str, *, children: bool, merge: bool) -> None:
+        """Removes a snapshot, keeping its content when the lab was told to."""
+        keep = self.settings.kept_snapshots if self.settings.keep_snapshots else 0
+        snapshots.remove(machine, moref, children=children, merge=merge, keep=keep)
+        self.events.add("vm.Snapshot.remove", machine.record, f"Remove snapshot {moref}")
+
+    def revert(self, machine: Machine, moref: str) -> SnapshotRecord:
+        """Takes a VM back to a snapshot."""
+        snapshot = reverting.revert(machine, moref)
+        record = machine.record
+        self.events.add(
+            REVERTED,
+            record,
+            f"The execution state of the virtual machine {record.name} on host lab-host.local, in compute resource"
+            f" lab-host.local has been reverted to the state of snapshot {snapshot.name}, with ID {snapshot.number}",
+        )
+        return snapshot
 
     def changed_areas(
-        self, machine: Machine, disk: DiskRecord, snapshot: SnapshotRecord | None, since: str
+        self, machine: Machine, snapshot: SnapshotRecord | None, device: Device, since: str
     ) -> tuple[Area, ...]:
         """Returns what changed on a disk since a change id, up to a snapshot or up to now.
 
         Args:
             machine: The VM.
-            disk: Its disk.
             snapshot: None stands for now.
+            device: The disk, as the snapshot has it.
             since: Change id, or `*` for all areas that hold data.
 
         Raises:
             ChangeIdError: `since` is malformed.
             TrackingResetError: Tracking cannot tell.
         """
-        frozen = snapshot.disks.get(disk.key) if snapshot else None
-        if since == "*":
-            if disk.tracking is None:
-                raise tracking.TrackingResetError(f"{disk.label}: change tracking is not enabled")
-            layer = next((layer for layer in disk.chain if frozen and layer.file == frozen.layer), disk.top)
-            return machine.allocated_areas(disk, layer)
-        if frozen is not None and frozen.change_id is None:
+        record = machine.record
+        disk = record.disk_like(device)
+        if disk is None or disk.tracking is None:
+            raise tracking.TrackingResetError(f"{device.label}: change tracking is not enabled")
+        until = device.change_id if isinstance(device, SnapshotDisk) else None
+        if snapshot is not None and until is None:
             raise tracking.TrackingResetError(f"{disk.label}: the snapshot has no change id")
-        return tracking.changes_since(disk, since, frozen.change_id if frozen else None)
+        if snapshot is not None and snapshot not in record.line():
+            raise tracking.TrackingResetError(f"{disk.label}: the VM does not work on this snapshot any more")
+        if since == "*":
+            data = layers.data_areas(machine.directory, record.chain(device.top))
+            return round_out(data, device.capacity)
+        return tracking.changes_since(disk, since, until)
 
-    def export_disk(self, machine: Machine, index: int, snapshot: str | None, output: Path) -> None:
+    def shown_areas(
+        self, machine: Machine, snapshot: SnapshotRecord | None, device: Device, since: str
+    ) -> tuple[Area, ...]:
+        """Returns `changed_areas` as the API tells them: without what a fault hides."""
+        areas = self.changed_areas(machine, snapshot, device, since)
+        return self._lies.told(machine.record.instance_uuid, device, areas)
+
+    def export_disk(self, machine: Machine, name: DiskName, snapshot: str | None, output: Path) -> None:
         """Writes a disk's raw content, now or of an open or kept snapshot, to a sparse file.
 
         Args:
             machine: The VM.
-            index: Index of the disk.
+            name: The disk.
             snapshot: A snapshot's managed object id or its name (the latest of that name).
             output: The file to write.
 
         Raises:
             NotFoundError: No such disk or snapshot.
         """
-        disk = machine.disk_at(index)
         with machine.lock:
             record = machine.record
-            disk = record.disks[index]
             if snapshot is None:
-                layers.export_raw(machine.directory, disk.top, output)
+                layers.export(machine.directory, record.chain(machine.disk_at(name).top), output)
                 return
             for found in reversed(record.snapshots):
-                if snapshot in (found.moref, found.name) and disk.key in found.disks:
-                    frozen = found.disks[disk.key].layer
-                    layer = next(layer for layer in disk.chain if layer.file == frozen)
-                    layers.export_raw(machine.directory, layer, output)
+                disk = machine.pick(name, found.disks) if snapshot in (found.moref, found.name) else None
+                if disk is not None:
+                    layers.export(machine.directory, record.chain(disk.top), output)
                     return
-            for kept in reversed(record.kept):
-                if snapshot in (kept.moref, kept.name):
-                    machine.export_kept(disk.key, kept.moref, output)
-                    return
+            if content := kept.find(machine, snapshot, name):
+                kept.export(machine, *content, output)
+                return
         raise NotFoundError(
-            f"{record.name} has no snapshot {snapshot!r}",
+            f"{record.name} has no snapshot {snapshot!r} with a disk {name}",
             help="A removed one can be exported only when the lab ran with SENDENSE_LAB_KEEP_SNAPSHOTS=1.",
         )
 
     def free_bytes(self) -> tuple[int, int]:
         """Returns capacity and free space of the datastore, bytes."""
         usage = shutil.disk_usage(self.store.datastore)
-        return usage.total, usage.free
+        fault = self.faults.take(faults.DatastoreFree)
+        return usage.total, fault.bytes if fault else usage.free
+
+
+def _remove_strays(machine: Machine) -> None:
+    """A killed server may have made a file and not noted it, or noted that it goes and not removed it."""
+    known = set(machine.record.layers)
+    for path in machine.directory.iterdir():
+        if path.name not in known:
+            path.unlink()

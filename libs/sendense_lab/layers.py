@@ -1,83 +1,55 @@
-"""The files of a disk: a raw base and one qcow2 delta for each open snapshot, as VMware's redo logs.
+"""The files of a disk: a raw base, and for each open snapshot a sparse delta above it, as VMware's redo logs.
 
-Formats are always given, never probed: a guest may write bytes that look like an image header into the base.
+A delta has the size of the disk and holds its areas at their own offsets, so creating, writing and merging one is a
+matter of milliseconds and needs no program. Which areas it holds is in the VM's record, not in the file.
 Nothing here is synchronised to the platter: the lab survives a killed server, not a power cut, and is quick.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from sendense_lab.areas import GRANULARITY, Area, merge
-from sendense_lab.programs import run
+from sendense_lab.areas import Area, intersect, merge, subtract
 from sendense_lab.records import Layer
 
 COPY_CHUNK = 1024 * 1024
 
 
-def create_delta(directory: Path, file: str, backing: Layer, capacity: int) -> None:
-    """Creates an empty qcow2 delta over `backing` (both in `directory`)."""
-    target = directory / file
-    target.unlink(missing_ok=True)
-    run(
-        *("qemu-img", "create", "-q", "-u", "-f", "qcow2"),
-        *("-o", f"compat=1.1,cluster_size={GRANULARITY}"),
-        *("-b", backing.file, "-F", backing.format, str(target), str(capacity)),
-    )
+def create(path: Path, capacity: int) -> None:
+    """Creates an empty base or delta; what a killed server left under that name is overwritten."""
+    with path.open("wb") as file:
+        file.truncate(capacity)
 
 
-def own_areas(directory: Path, file: str) -> tuple[Area, ...]:
-    """Returns what a qcow2 delta itself holds (written or zeroed), without its backing files."""
-    return merge(
-        (entry["start"], entry["start"] + entry["length"])
-        for entry in _map(directory, file, "qcow2")
-        if entry["depth"] == 0
-    )
+def data_areas(directory: Path, chain: Sequence[Layer]) -> tuple[Area, ...]:
+    """Returns the areas that hold data as seen at the top of a chain (base first)."""
+    found: list[Area] = []
+    for layer in chain:
+        if layer.parent is None:
+            with (directory / layer.file).open("rb") as file:
+                found += _data(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        else:
+            found += layer.areas
+    return merge(found)
 
 
-def data_areas(directory: Path, layer: Layer) -> tuple[Area, ...]:
-    """Returns the areas of a disk that hold data as seen at this layer, its backing files included."""
-    return merge(
-        (entry["start"], entry["start"] + entry["length"])
-        for entry in _map(directory, layer.file, layer.format)
-        if entry["data"]
-    )
+def export(directory: Path, chain: Sequence[Layer], output: Path) -> None:
+    """Writes the disk's content at the top of a chain (base first) to a sparse raw file."""
+    base, *deltas = chain
+    copy_sparse(directory / base.file, output)
+    for delta in deltas:
+        copy_areas(directory / delta.file, output, delta.areas)
 
 
-def _map(directory: Path, file: str, fmt: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(
-        # -U: a frozen layer may be mapped while another process holds it open.
-        run("qemu-img", "map", "-U", "--output=json", "-f", fmt, str(directory / file))
-    )
-    return entries
-
-
-def commit(directory: Path, file: str) -> None:
-    """Writes what a qcow2 delta holds into its backing file; may be repeated after a crash."""
-    run("qemu-img", "commit", "-q", "-d", "-t", "unsafe", "-f", "qcow2", str(directory / file))
-
-
-def rebase(directory: Path, file: str, backing: Layer) -> None:
-    """Makes a delta point at another backing file of the same content (header only)."""
-    run(
-        *("qemu-img", "rebase", "-q", "-u", "-f", "qcow2"),
-        *("-b", backing.file, "-F", backing.format, str(directory / file)),
-    )
-
-
-def export_raw(directory: Path, layer: Layer, output: Path) -> None:
-    """Writes the disk's content at this layer to a sparse raw file."""
-    if layer.format == "raw":
-        copy_sparse(directory / layer.file, output)
-    else:
-        run(
-            *("qemu-img", "convert", "-q", "-U", "-f", layer.format, "-O", "raw", "-S", "64k", "-t", "unsafe"),
-            *(str(directory / layer.file), str(output)),
-        )
+def copy_view(directory: Path, chain: Sequence[Layer], target: Path, areas: Iterable[Area]) -> None:
+    """Copies areas of the disk as seen at the top of a chain into another file of its size."""
+    wanted = merge(areas)
+    for layer in reversed(chain):
+        here = wanted if layer.parent is None else intersect(wanted, layer.areas)
+        copy_areas(directory / layer.file, target, here)
+        wanted = subtract(wanted, here)
 
 
 def copy_sparse(source: Path, target: Path) -> None:
@@ -85,27 +57,53 @@ def copy_sparse(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         writer.truncate(size)
-        position = 0
-        while position < size:
-            try:
-                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
-            except OSError:  # ENXIO: a hole up to the end
-                break
-            end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+        for start, end in _data(reader.fileno(), 0, size):
             _copy_range(reader.fileno(), writer.fileno(), start, end)
-            position = end
 
 
 def copy_areas(source: Path, target: Path, areas: Iterable[Area]) -> None:
     """Copies these areas of a raw file to the same offsets of another, which is made when it is missing."""
     with source.open("rb") as reader, os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as writer:
         size = os.fstat(reader.fileno()).st_size
-        writer.truncate(size)
+        if os.fstat(writer.fileno()).st_size < size:
+            writer.truncate(size)
         for start, end in areas:
             _copy_range(reader.fileno(), writer.fileno(), start, min(end, size))
 
 
+def write(path: Path, offset: int, chunks: Iterable[bytes]) -> None:
+    """Writes bytes at an offset."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        for chunk in chunks:
+            offset += os.pwrite(descriptor, chunk, offset)
+    finally:
+        os.close(descriptor)
+
+
+def zeros(length: int) -> Iterator[bytes]:
+    """Yields that many zero bytes in pieces."""
+    piece = bytes(min(length, COPY_CHUNK))
+    while length > 0:
+        yield piece[:length]
+        length -= len(piece)
+
+
+def _data(descriptor: int, start: int, size: int) -> Iterator[Area]:
+    """Yields what of a file is no hole."""
+    while start < size:
+        try:
+            start = os.lseek(descriptor, start, os.SEEK_DATA)
+        except OSError:  # ENXIO: a hole up to the end
+            return
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
+        start = end
+
+
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    if start >= end:
+        return
     buffer = memoryview(bytearray(min(COPY_CHUNK, end - start)))
     position = start
     while position < end:
@@ -116,28 +114,3 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         while written < got:
             written += os.pwrite(target, buffer[written:got], position + written)
         position += got
-
-
-def blockdev(directory: Path, chain: Sequence[Layer], overlay: str) -> dict[str, Any]:
-    """Returns the block graph of an overlay over a chain (base first), for qemu-storage-daemon.
-
-    Flushes are not passed on: see the head of this module.
-    """
-    node: dict[str, Any] | None = None
-    for layer in chain:
-        below, node = node, _node(directory / layer.file, layer.format, read_only=True)
-        if below is not None:
-            node["backing"] = below
-    top = _node(directory / overlay, "qcow2", read_only=False)
-    top["backing"] = node
-    top["node-name"] = "guest"
-    return top
-
-
-def _node(path: Path, fmt: str, *, read_only: bool) -> dict[str, Any]:
-    return {
-        "driver": fmt,
-        "read-only": read_only,
-        "cache": {"no-flush": True},
-        "file": {"driver": "file", "filename": str(path), "read-only": read_only, "cache": {"no-flush": True}},
-    }

@@ -9,7 +9,10 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from sendense_lab import inventory as inv
+from sendense_lab.apifaults import ApiFaults
 from sendense_lab.call import Call
+from sendense_lab.cbtmethods import CbtMethods
+from sendense_lab.eventmethods import EventMethods
 from sendense_lab.inventory import Inventory
 from sendense_lab.lab import Lab
 from sendense_lab.sessions import Session, Sessions
@@ -27,21 +30,30 @@ class Methods:
         self._lab = lab
         self._inventory = inventory
         self._sessions = sessions
-        self._handlers: dict[str, Handler] = self._own_handlers() | VmMethods(lab).handlers()
+        self._faults = ApiFaults(lab, sessions)
+        self._handlers: dict[str, Handler] = self._own_handlers()
+        for methods in (VmMethods(lab), CbtMethods(lab), EventMethods(lab)):
+            self._handlers |= methods.handlers()
 
     def handle(self, call: Call) -> Any:
         """Runs a method; returns its result.
 
         Raises:
             vmodl.MethodFault: What vCenter would raise.
+            HttpRefusalError: A fault answers without the API.
+            ConnectionCutError: A fault leaves the call without an answer.
         """
         request = call.request
-        if not _anonymous(request):
+        anonymous = _anonymous(request)
+        self._faults.before(call, anonymous=anonymous)
+        if not anonymous:
             _ = call.logged_in
         handler = self._handlers.get(request.method)
         if handler is None:
             raise vmodl.fault.NotSupported(msg=f"The lab does not know {request.method}")
-        return handler(call)
+        result = handler(call)
+        self._faults.after(call)
+        return result
 
     def login(self, call: Call) -> Any:
         """Login."""

@@ -22,6 +22,7 @@ from sendense_lab.https import VcenterServer, tls_context
 from sendense_lab.inventory import Inventory
 from sendense_lab.lab import Lab
 from sendense_lab.methods import Methods
+from sendense_lab.serving import Serving
 from sendense_lab.sessions import Sessions
 
 log = structlog.get_logger(__name__)
@@ -53,22 +54,22 @@ async def _serve_lab(lab: Lab, settings: LabSettings, stop: asyncio.Event) -> No
     root = settings.root
     certificate, key = credentials.ensure_certificate(root, settings.host)
     inventory = Inventory(lab)
-    server, account, sessions = _listen(lab, settings, inventory, certificate, key)
+    server, serving = _listen(lab, settings, inventory, certificate, key)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="vcenter")
     thread.start()
-    runner = web.AppRunner(Control(lab, sessions, account).application())
+    runner = web.AppRunner(Control(lab, serving).application())
     try:
         await runner.setup()
         (root / SOCKET).unlink(missing_ok=True)
         await _open_socket(runner, root / SOCKET)
-        log.info("the lab is ready", url=f"https://{account.host}:{account.port}/sdk", home=str(settings.home))
+        log.info("the lab is ready", url=serving.url, home=str(settings.home))
         await stop.wait()
         log.info("stopping")
         lab.give_up()
     finally:
         (root / SOCKET).unlink(missing_ok=True)
         await runner.cleanup()
-        sessions.close_all()
+        serving.sessions.close_all()
         await asyncio.to_thread(server.shutdown)
         server.close_connections()
         server.server_close()
@@ -77,7 +78,7 @@ async def _serve_lab(lab: Lab, settings: LabSettings, stop: asyncio.Event) -> No
 
 def _listen(
     lab: Lab, settings: LabSettings, inventory: Inventory, certificate: Path, key: Path
-) -> tuple[VcenterServer, credentials.Credentials, Sessions]:
+) -> tuple[VcenterServer, Serving]:
     tls = tls_context(certificate, key)
     account = credentials.save(settings.root, settings.host, lab.record.port, certificate)
     sessions = Sessions(lab, inventory, account)
@@ -92,7 +93,8 @@ def _listen(
             continue
         chosen = int(server.server_address[1])
         lab.remember_port(chosen)
-        return server, credentials.save(settings.root, settings.host, chosen, certificate), sessions
+        account = credentials.save(settings.root, settings.host, chosen, certificate)
+        return server, Serving(settings.root, account, sessions, tls)
     raise LabError("no port")
 
 

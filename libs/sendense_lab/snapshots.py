@@ -1,35 +1,33 @@
-"""Creating and removing snapshots of all disks of a VM at once, and consolidating what removal leaves."""
+"""Creating and removing snapshots of all disks of a VM at once, and merging what removal leaves."""
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 
-from sendense_lab import layers, tracking
+from sendense_lab import kept, layers, tracking, writes
 from sendense_lab.errors import InvalidRequestError, NotFoundError
 from sendense_lab.machine import Machine
-from sendense_lab.records import (
-    DiskRecord,
-    KeptDisk,
-    KeptSnapshot,
-    Layer,
-    SnapshotDisk,
-    SnapshotRecord,
-    VmRecord,
-)
+from sendense_lab.records import Device, DiskRecord, Layer, SnapshotDisk, SnapshotRecord, VmRecord
 
 MAX_DEPTH = 32
 """VMware's limit of snapshots in one chain."""
 
 
-def create(machine: Machine, moref: str, name: str, description: str, *, quiesce: bool) -> SnapshotRecord:
+def create(
+    machine: Machine, moref: str, name: str, description: str, *, quiesce: bool, without_change_id: frozenset[str]
+) -> SnapshotRecord:
     """Freezes every disk of a VM at one moment; the guest's writes go to new deltas from here on.
+
+    Independent disks and physical raw device mappings are left out: they go on as they are.
 
     Args:
         machine: The VM.
         moref: Managed object id for the new snapshot.
         name: As shown.
         description: As shown.
-        quiesce: Recorded; the lab's guests are always unmounted cleanly between operations.
+        quiesce: Recorded when the guest's tools run; the lab's guests are always unmounted cleanly between operations.
+        without_change_id: uuids of disks whose change id is left out.
 
     Returns:
         The snapshot.
@@ -39,147 +37,153 @@ def create(machine: Machine, moref: str, name: str, description: str, *, quiesce
     """
     with machine.lock:
         record = machine.record
-        if len(record.snapshots) >= MAX_DEPTH:
-            raise InvalidRequestError(f"{record.name} has {MAX_DEPTH} snapshots already")
-        frozen: dict[int, SnapshotDisk] = {}
+        if len(record.line()) >= MAX_DEPTH:
+            raise InvalidRequestError(f"{record.name} has {MAX_DEPTH} snapshots in a line already")
+        frozen: list[SnapshotDisk] = []
         disks: list[DiskRecord] = []
+        deltas: list[Layer] = []
         for disk in record.disks:
+            if not disk.in_snapshots:
+                frozen.append(SnapshotDisk.of(disk, None))
+                disks.append(disk)
+                continue
             raised = tracking.next_sequence(disk)
-            frozen[disk.key] = SnapshotDisk(
-                layer=disk.top.file, change_id=tracking.change_id(raised.tracking), capacity=disk.capacity
-            )
-            number = disk.deltas_made + 1
-            delta = Layer(
-                file=f"{disk.base}-{number:06d}-delta.vmdk",
-                format="qcow2",
-                descriptor=f"{disk.base}-{number:06d}.vmdk",
-            )
-            layers.create_delta(machine.directory, delta.file, disk.top, disk.capacity)
-            raised = raised.model_copy(update={"chain": (*disk.chain, delta), "deltas_made": number})
+            change_id = None if disk.uuid in without_change_id else tracking.change_id(raised.tracking)
+            frozen.append(SnapshotDisk.of(disk, change_id))
+            delta = next_delta(record, disk)
+            layers.create(machine.directory / delta.file, disk.capacity)
+            deltas.append(delta)
+            raised = raised.model_copy(update={"top": delta.file})
             # The stun is where tracking that was asked for begins: this snapshot itself has no change id yet.
-            disks.append(tracking.follow_setting(raised, enabled=record.tracking_enabled))
+            disks.append(tracking.follow_setting(raised, enabled=record.tracks(raised)))
+        running = record.power_state == "poweredOn"
         snapshot = SnapshotRecord(
             moref=moref,
             number=record.snapshots_made + 1,
             name=name,
             description=description,
             created=datetime.now(UTC),
-            quiesced=quiesce and record.power_state == "poweredOn",
+            parent=record.current,
+            quiesced=quiesce and running and record.tools == "running",
             power_state="poweredOff",  # no memory in the lab's snapshots
-            disks=frozen,
+            tracking_enabled=record.tracking_enabled,
+            controllers=record.controllers,
+            disks=tuple(frozen),
         )
-        machine.save(
-            record.model_copy(
-                update={
-                    "disks": tuple(disks),
-                    "snapshots": (*record.snapshots, snapshot),
-                    "snapshots_made": snapshot.number,
-                }
-            )
-        )
+        update = {
+            "disks": tuple(disks),
+            "snapshots": (*record.snapshots, snapshot),
+            "current": moref,
+            "snapshots_made": snapshot.number,
+        }
+        machine.save(record.with_layers(*deltas).model_copy(update=update))
         return snapshot
 
 
-def remove(machine: Machine, moref: str, *, children: bool, consolidate_disks: bool, keep: bool) -> None:
+def next_delta(record: VmRecord, disk: Device) -> Layer:
+    """Returns a new, empty delta above what a disk shows, with the first name that is free."""
+    names = (f"{disk.base}-{number:06d}" for number in itertools.count(1))
+    name = next(name for name in names if f"{name}-delta.vmdk" not in record.layers)
+    return Layer(file=f"{name}-delta.vmdk", descriptor=f"{name}.vmdk", parent=disk.top)
+
+
+def remove(machine: Machine, moref: str, *, children: bool, merge: bool, keep: int) -> None:
     """Removes a snapshot and merges its delta.
 
     Args:
         machine: The VM.
         moref: The snapshot.
-        children: Also remove all later ones.
-        consolidate_disks: Merge the files now; else the VM reports consolidationNeeded.
-        keep: Keep the disks' content for later comparison.
+        children: Also remove all that were made on it.
+        merge: Merge the files now; else the VM reports consolidationNeeded.
+        keep: How many contents of removed snapshots are kept for later comparison; 0 for none.
 
     Raises:
         NotFoundError: No such open snapshot.
     """
     with machine.lock:
-        record = machine.record
-        position = next((n for n, found in enumerate(record.snapshots) if found.moref == moref), None)
-        if position is None:
-            raise NotFoundError(f"{record.name} has no snapshot {moref}")
-        last = len(record.snapshots) if children else position + 1
-        kept = record.kept
+        removed = machine.record.snapshot(moref)
+        if removed is None:
+            raise NotFoundError(f"{machine.record.name} has no snapshot {moref}")
+        going = [removed, *(_descendants(machine.record, moref) if children else [])]
         if keep:
-            kept = (*kept, *(_keep(machine, gone) for gone in record.snapshots[position:last]))
-        machine.save(
-            record.model_copy(
-                update={
-                    "snapshots": record.snapshots[:position] + record.snapshots[last:],
-                    "disks": tuple(
-                        tracking.follow_setting(disk, enabled=record.tracking_enabled) for disk in record.disks
-                    ),
-                    "kept": kept,
-                }
-            )
+            for snapshot in going:
+                kept.keep(machine, snapshot, keep)
+        record = machine.record
+        gone = {snapshot.moref for snapshot in going}
+        left = tuple(
+            snapshot.model_copy(update={"parent": removed.parent}) if snapshot.parent == moref else snapshot
+            for snapshot in record.snapshots
+            if snapshot.moref not in gone
         )
-        if consolidate_disks:
+        # A stun, too.
+        disks = tuple(tracking.follow_setting(disk, enabled=record.tracks(disk)) for disk in record.disks)
+        current = removed.parent if record.current in gone else record.current
+        machine.save(record.model_copy(update={"snapshots": left, "disks": disks, "current": current}))
+        if merge:
             consolidate(machine)
 
 
+def _descendants(record: VmRecord, moref: str) -> list[SnapshotRecord]:
+    found: list[SnapshotRecord] = []
+    for child in record.children(moref):
+        found += [child, *_descendants(record, child.moref)]
+    return found
+
+
 def consolidate(machine: Machine) -> None:
-    """Merges every delta below which no snapshot needs the state; safe to repeat after a crash."""
+    """Merges every file that no disk and no snapshot shows into its child's place; safe to repeat after a crash.
+
+    One with several children stays: it is part of each of them.
+    """
     with machine.lock:
-        for key in [disk.key for disk in machine.record.disks]:
-            while _merge_one(machine, key):
-                pass
+        while _merge_one(machine):
+            pass
 
 
-def _merge_one(machine: Machine, key: int) -> bool:
+def _merge_one(machine: Machine) -> bool:
     record = machine.record
-    disk = record.disk(key)
-    if disk is None:
-        return False
-    needed = {snapshot.disks[key].layer for snapshot in record.snapshots if key in snapshot.disks}
-    for index, layer in enumerate(disk.chain[:-1]):
-        if layer.file in needed:
+    in_use = record.files_in_use
+    for layer in record.layers.values():
+        if layer.file in in_use:
             continue
-        delta = disk.chain[index + 1]
-        machine.commit_into(disk, delta.file, layer)
-        if index + 2 < len(disk.chain):
-            layers.rebase(machine.directory, disk.chain[index + 2].file, layer)
-        shorter = disk.model_copy(update={"chain": disk.chain[: index + 1] + disk.chain[index + 2 :]})
-        machine.save(_moved(machine.record, key, delta.file, layer.file).with_disk(shorter))
-        (machine.directory / delta.file).unlink()
-        return True
+        children = [child for child in record.layers.values() if child.parent == layer.file]
+        if not children:
+            discard(machine, layer)
+            return True
+        if len(children) == 1:
+            writes.merge_down(machine, children[0], layer)
+            _take_place(machine, children[0], layer)
+            return True
     return False
 
 
-def _moved(record: VmRecord, key: int, merged: str, into: str) -> VmRecord:
-    """Lets the snapshots that froze the merged delta point at the layer that took it in."""
-    snapshots = []
-    for snapshot in record.snapshots:
-        frozen = snapshot.disks.get(key)
-        if frozen is not None and frozen.layer == merged:
-            moved = frozen.model_copy(update={"layer": into})
-            snapshots.append(snapshot.model_copy(update={"disks": snapshot.disks | {key: moved}}))
-        else:
-            snapshots.append(snapshot)
-    return record.model_copy(update={"snapshots": tuple(snapshots)})
+def discard(machine: Machine, layer: Layer) -> None:
+    """Removes a file that nothing reads any more, except kept contents, which are copied first."""
+    kept.make_whole(machine, layer.file)
+    machine.save(machine.record.with_layers(without=[layer.file]))
+    (machine.directory / layer.file).unlink(missing_ok=True)
 
 
-def _keep(machine: Machine, snapshot: SnapshotRecord) -> KeptSnapshot:
-    """Notes a snapshot's content before it goes.
-
-    The usual one froze the base itself: then it is enough to save whatever will be overwritten there from now
-    on. Any other is copied whole.
-    """
-    disks: dict[int, KeptDisk] = {}
-    for disk in machine.record.disks:
-        frozen = snapshot.disks.get(disk.key)
-        if frozen is None:
-            continue
-        layer = next(layer for layer in disk.chain if layer.file == frozen.layer)
-        file = f"{machine.record.moref}-{snapshot.moref}-{disk.key}.raw"
-        undo = layer.format == "raw"
-        if not undo:
-            layers.export_raw(machine.directory, layer, machine.store.kept / file)
-        disks[disk.key] = KeptDisk(file=file, capacity=disk.capacity, change_id=frozen.change_id, undo=undo)
-    return KeptSnapshot(
-        moref=snapshot.moref,
-        name=snapshot.name,
-        description=snapshot.description,
-        created=snapshot.created,
-        removed=datetime.now(UTC),
-        disks=disks,
+def _take_place(machine: Machine, merged: Layer, into: Layer) -> None:
+    """Lets everything that showed or stood on a merged delta use the layer that took it in."""
+    record = machine.record
+    update = {"top": into.file}
+    disks = tuple(disk.model_copy(update=update) if disk.top == merged.file else disk for disk in record.disks)
+    snapshots = tuple(
+        snapshot.model_copy(
+            update={
+                "disks": tuple(
+                    disk.model_copy(update=update) if disk.top == merged.file else disk for disk in snapshot.disks
+                )
+            }
+        )
+        for snapshot in record.snapshots
     )
+    moved = [
+        layer.model_copy(update={"parent": into.file})
+        for layer in record.layers.values()
+        if layer.parent == merged.file
+    ]
+    record = record.model_copy(update={"disks": disks, "snapshots": snapshots})
+    machine.save(record.with_layers(*moved, without=[merged.file]))
+    (machine.directory / merged.file).unlink(missing_ok=True)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import TypeVar
 
-from sendense_lab.records import LabRecord, Record, VmRecord
+from pydantic import ValidationError
+
+from sendense_lab.errors import LabError
+from sendense_lab.labrecord import LabRecord
+from sendense_lab.records import Record, VmRecord
 
 DATASTORE = "labstore"
 """Name of the one datastore; its files are in `lab/datastore/`."""
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
 class LabStore:
@@ -34,7 +40,7 @@ class LabStore:
         """Returns the lab's record, a fresh one at the first start."""
         path = self.root / "lab.json"
         if path.exists():
-            return LabRecord.model_validate_json(path.read_bytes())
+            return _load(path, LabRecord)
         return LabRecord(instance_uuid=str(uuid.uuid4()))
 
     def save_lab(self, record: LabRecord) -> None:
@@ -42,9 +48,17 @@ class LabStore:
         _save(self.root / "lab.json", record)
 
     def load_vms(self) -> list[VmRecord]:
-        """Returns all VMs in the order of their creation."""
-        records = [VmRecord.model_validate_json(path.read_bytes()) for path in self._vms.glob("vm-*.json")]
-        return sorted(records, key=lambda record: int(record.moref.removeprefix("vm-")))
+        """Returns all VMs in the order of their creation.
+
+        Of two records with one folder the later is the VM: a killed server was registering it again.
+        """
+        records = [_load(path, VmRecord) for path in self._vms.glob("vm-*.json")]
+        records.sort(key=lambda record: int(record.moref.removeprefix("vm-")))
+        latest = {record.directory: record for record in records}
+        for record in records:
+            if latest[record.directory] is not record:
+                self.delete_vm(record.moref)
+        return [record for record in records if latest[record.directory] is record]
 
     def save_vm(self, record: VmRecord) -> None:
         """Replaces a VM's record."""
@@ -55,8 +69,19 @@ class LabStore:
         (self._vms / f"{moref}.json").unlink(missing_ok=True)
 
 
+def _load(path: Path, kind: type[_AnyRecord]) -> _AnyRecord:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as err:
+        raise LabError(
+            f"{path} cannot be read: {err.error_count()} fields are not as this version writes them",
+            reason="STATE_UNREADABLE",
+            help="It was written by another version of the lab. Remove the folder `lab` and make the VMs again.",
+        ) from err
+
+
 def _save(path: Path, record: Record) -> None:
     """Writes beside and renames: a killed server leaves the old record or the new one."""
     partial = path.with_suffix(".partial")
-    partial.write_text(record.model_dump_json(indent=1))
+    partial.write_text(record.model_dump_json())
     partial.replace(path)

@@ -33,6 +33,11 @@ class TrackingResetError(LabError):
         super().__init__(message, reason="TRACKING_RESET")
 
 
+def reset(disk: DiskRecord) -> DiskRecord:
+    """Returns the disk with its tracking begun anew under another uuid, as after a crash of the host."""
+    return disk if disk.tracking is None else follow_setting(disk.model_copy(update={"tracking": None}), enabled=True)
+
+
 def change_id(tracking: Tracking | None) -> str | None:
     """Returns the disk's present change id, None while it is not tracked."""
     return f"{tracking.uuid}/{tracking.sequence}" if tracking else None
@@ -80,13 +85,13 @@ def changes_since(disk: DiskRecord, since: str, until: str | None) -> tuple[Area
         ChangeIdError: `since` is malformed.
         TrackingResetError: The disk's tracking cannot tell.
     """
-    uuid_since, sequence_since = _parse(since)
+    uuid_since, sequence_since = parse_change_id(since)
     tracking = disk.tracking
     if tracking is None:
         raise TrackingResetError(f"{disk.label}: change tracking is not enabled")
     last = tracking.sequence
     if until is not None:
-        uuid_until, sequence_until = _parse(until)
+        uuid_until, sequence_until = parse_change_id(until)
         if uuid_until != tracking.uuid:
             raise TrackingResetError(f"{disk.label}: change tracking was reset after the snapshot")
         last = sequence_until - 1
@@ -105,7 +110,12 @@ def new_tracking_uuid() -> str:
     return f"{raw[:8].hex(' ')}-{raw[8:].hex(' ')}"
 
 
-def _parse(text: str) -> tuple[str, int]:
+def parse_change_id(text: str) -> tuple[str, int]:
+    """Reads `uuid/sequence`.
+
+    Raises:
+        ChangeIdError: It is not of that form.
+    """
     identity, slash, sequence = text.rpartition("/")
     if not slash or not identity or not sequence.isascii() or not sequence.isdigit():
         raise ChangeIdError(text)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from pyVmomi import vim
 
-from sendense_lab import tracking
+from sendense_lab import deviceview, vmfiles
+from sendense_lab.deviceview import datastore_path
 from sendense_lab.lab import Lab
 from sendense_lab.machine import Machine
-from sendense_lab.records import DiskRecord, Layer, SnapshotRecord, VmRecord
+from sendense_lab.records import SnapshotRecord, VmRecord
 from sendense_lab.store import DATASTORE
 
-CONTROLLER_KEY = 1000
+UNREADABLE = ("inaccessible", "orphaned")
+"""Connection states in which vCenter knows a VM's name only."""
 FIRST_VERSION_WITH_TRACKING = 7
 Reader = Callable[[], Any]
 
@@ -26,13 +27,13 @@ def vm_properties(machine: Machine, lab: Lab, parent: Any, host: str, datastore:
     return {
         "name": lambda: record.name,
         "parent": lambda: parent,
-        "config": lambda: vm_config(record),
+        "config": lambda: vm_config(record) if record.connection not in UNREADABLE else None,
         "capability": lambda: _capability(record),
         "runtime": lambda: _runtime(record, host),
         "summary": lambda: _summary(record, host),
         "guest": lambda: _guest(record),
         "snapshot": lambda: _snapshot_info(record),
-        "rootSnapshot": lambda: [vim.vm.Snapshot(snapshot.moref) for snapshot in record.snapshots[:1]],
+        "rootSnapshot": lambda: [vim.vm.Snapshot(snapshot.moref) for snapshot in record.children(None)],
         "datastore": lambda: [vim.Datastore(datastore)],
         "network": list,
         "resourcePool": lambda: vim.ResourcePool(pool),
@@ -46,17 +47,11 @@ def vm_properties(machine: Machine, lab: Lab, parent: Any, host: str, datastore:
 def snapshot_properties(machine: Machine, snapshot: SnapshotRecord) -> dict[str, Reader]:
     """Returns the readers of a snapshot's properties, by name."""
     record = machine.record
-    position = record.snapshots.index(snapshot)
     return {
         "config": lambda: vm_config(record, snapshot),
-        "childSnapshot": lambda: [vim.vm.Snapshot(s.moref) for s in record.snapshots[position + 1 : position + 2]],
+        "childSnapshot": lambda: [vim.vm.Snapshot(child.moref) for child in record.children(snapshot.moref)],
         "vm": lambda: vim.VirtualMachine(record.moref),
     }
-
-
-def datastore_path(record: VmRecord, file: str) -> str:
-    """Returns a file of the VM in vSphere's notation: `[datastore] folder/file`."""
-    return f"[{DATASTORE}] {record.directory}/{file}"
 
 
 def vm_config(record: VmRecord, snapshot: SnapshotRecord | None = None) -> Any:
@@ -83,63 +78,18 @@ def vm_config(record: VmRecord, snapshot: SnapshotRecord | None = None) -> Any:
             numCPU=record.cpus,
             numCoresPerSocket=1,
             memoryMB=record.memory_mb,
-            device=_devices(record, snapshot),
+            device=deviceview.devices(record, snapshot),
         ),
-        changeTrackingEnabled=record.tracking_enabled,
+        changeTrackingEnabled=snapshot.tracking_enabled if snapshot else record.tracking_enabled,
         firmware="efi",
+        extraConfig=[vim.option.OptionValue(key="nvram", value=f"{record.directory}.nvram")],
+        keyId=deviceview.encryption_key(record),
     )
 
 
-def _devices(record: VmRecord, snapshot: SnapshotRecord | None) -> list[Any]:
-    disks = []
-    for disk in record.disks:
-        frozen = snapshot.disks.get(disk.key) if snapshot else None
-        if snapshot is not None and frozen is None:
-            continue
-        top = next(layer for layer in disk.chain if layer.file == frozen.layer) if frozen else disk.top
-        change_id = frozen.change_id if frozen else tracking.change_id(disk.tracking)
-        disks.append(_disk(record, disk, top, change_id, frozen.capacity if frozen else disk.capacity))
-    controller = vim.vm.device.ParaVirtualSCSIController(
-        key=CONTROLLER_KEY,
-        deviceInfo=vim.Description(label="SCSI controller 0", summary="VMware paravirtual SCSI"),
-        controllerKey=100,
-        unitNumber=3,
-        busNumber=0,
-        device=[disk.key for disk in disks],
-        hotAddRemove=True,
-        sharedBus="noSharing",
-        scsiCtlrUnitNumber=7,
-    )
-    return [controller, *disks]
-
-
-def _disk(record: VmRecord, disk: DiskRecord, top: Layer, change_id: str | None, capacity: int) -> Any:
-    backing = None
-    for layer in disk.chain[: disk.chain.index(top) + 1]:
-        backing = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
-            fileName=datastore_path(record, layer.descriptor),
-            datastore=vim.Datastore("datastore-10"),
-            diskMode="persistent",
-            split=False,
-            writeThrough=False,
-            thinProvisioned=True,
-            uuid=disk.uuid,
-            contentId=uuid.uuid5(uuid.UUID(disk.uuid), layer.file).hex,
-            parent=backing,
-            digestEnabled=False,
-        )
-    if backing is not None:
-        backing.changeId = change_id
-    return vim.vm.device.VirtualDisk(
-        key=disk.key,
-        deviceInfo=vim.Description(label=disk.label, summary=f"{capacity // 1024:,} KB"),
-        backing=backing,
-        controllerKey=CONTROLLER_KEY,
-        unitNumber=disk.unit,
-        capacityInKB=capacity // 1024,
-        capacityInBytes=capacity,
-        diskObjectId=f"1-{disk.key}",
-    )
+def supports_tracking(record: VmRecord) -> bool:
+    """Whether changed block tracking can be enabled."""
+    return record.tracking_supported and record.hardware_version >= FIRST_VERSION_WITH_TRACKING
 
 
 def _capability(record: VmRecord) -> Any:
@@ -149,14 +99,14 @@ def _capability(record: VmRecord) -> Any:
         quiescedSnapshotsSupported=True,
         memorySnapshotsSupported=True,
         diskSharesSupported=True,
-        changeTrackingSupported=record.hardware_version >= FIRST_VERSION_WITH_TRACKING,
+        changeTrackingSupported=supports_tracking(record),
     )
 
 
 def _runtime(record: VmRecord, host: str) -> Any:
     return vim.vm.RuntimeInfo(
         host=vim.HostSystem(host),
-        connectionState="connected",
+        connectionState=record.connection,
         powerState=record.power_state,
         consolidationNeeded=record.consolidation_needed,
         toolsInstallerMounted=False,
@@ -189,10 +139,12 @@ def _summary(record: VmRecord, host: str) -> Any:
 
 def _guest(record: VmRecord) -> Any:
     running = record.power_state == "poweredOn"
+    tools = running and record.tools == "running"
+    installed = record.tools != "notInstalled"
     return vim.vm.GuestInfo(
-        toolsStatus="toolsOk" if running else "toolsNotRunning",
-        toolsRunningStatus="guestToolsRunning" if running else "guestToolsNotRunning",
-        toolsVersionStatus2="guestToolsUnmanaged",
+        toolsStatus="toolsOk" if tools else "toolsNotRunning" if installed else "toolsNotInstalled",
+        toolsRunningStatus="guestToolsRunning" if tools else "guestToolsNotRunning",
+        toolsVersionStatus2="guestToolsUnmanaged" if installed else "guestToolsNotInstalled",
         guestId="debian12_64Guest",
         guestFullName="Debian GNU/Linux 12 (64-bit)",
         guestFamily="linuxGuest",
@@ -206,39 +158,38 @@ def _guest(record: VmRecord) -> Any:
 def _snapshot_info(record: VmRecord) -> Any:
     if not record.snapshots:
         return None
-    children: list[Any] = []
-    for snapshot in reversed(record.snapshots):
-        children = [
-            vim.vm.SnapshotTree(
-                snapshot=vim.vm.Snapshot(snapshot.moref),
-                vm=vim.VirtualMachine(record.moref),
-                name=snapshot.name,
-                description=snapshot.description,
-                id=snapshot.number,
-                createTime=snapshot.created,
-                state=snapshot.power_state,
-                quiesced=snapshot.quiesced,
-                replaySupported=False,
-                childSnapshotList=children,
-            )
-        ]
-    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(record.snapshots[-1].moref), rootSnapshotList=children)
+    current = vim.vm.Snapshot(record.current) if record.current else None
+    return vim.vm.SnapshotInfo(currentSnapshot=current, rootSnapshotList=_snapshot_tree(record, None))
+
+
+def _snapshot_tree(record: VmRecord, parent: str | None) -> list[Any]:
+    return [
+        vim.vm.SnapshotTree(
+            snapshot=vim.vm.Snapshot(snapshot.moref),
+            vm=vim.VirtualMachine(record.moref),
+            name=snapshot.name,
+            description=snapshot.description,
+            id=snapshot.number,
+            createTime=snapshot.created,
+            state=snapshot.power_state,
+            quiesced=snapshot.quiesced,
+            replaySupported=False,
+            childSnapshotList=_snapshot_tree(record, snapshot.moref),
+        )
+        for snapshot in record.children(parent)
+    ]
 
 
 def _layout(machine: Machine) -> Any:
     record = machine.record
-    files: list[Any] = []
-    for disk in record.disks:
-        for layer in disk.chain:
-            key = len(files)
-            path = machine.directory / layer.file
-            files.append(
-                vim.vm.FileLayoutEx.FileInfo(
-                    key=key,
-                    name=datastore_path(record, layer.file),
-                    type="diskExtent",
-                    size=path.stat().st_blocks * 512,
-                    accessible=True,
-                )
-            )
+    sizes = {layer.file: (machine.directory / layer.file).stat().st_blocks * 512 for layer in record.layers.values()}
+    kinds = dict.fromkeys(sizes, "diskExtent")
+    for name, text in vmfiles.small_files(record).items():
+        sizes[name], kinds[name] = len(text), name.rpartition(".")[2].replace("vmx", "config")
+    files = [
+        vim.vm.FileLayoutEx.FileInfo(
+            key=key, name=datastore_path(record, name), type=kinds[name], size=size, accessible=True
+        )
+        for key, (name, size) in enumerate(sizes.items())
+    ]
     return vim.vm.FileLayoutEx(file=files, timestamp=datetime.now(UTC))

@@ -11,13 +11,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sendense_lab import layers
 from sendense_lab.errors import LabError, ProgramError
 from sendense_lab.programs import run
-from sendense_lab.records import Filesystem, Layer
+from sendense_lab.records import Filesystem
 
 PARTITION_START = 1024 * 1024
 """Bytes before the one partition of each disk."""
@@ -30,13 +30,11 @@ MOUNT_OPTIONS: dict[Filesystem, str] = {"ext4": "noatime,barrier=0,noinit_itable
 
 
 @contextlib.contextmanager
-def exported(directory: Path, chain: Sequence[Layer], overlay: str, run_dir: Path) -> Iterator[Path]:
+def exported(graph: dict[str, Any], run_dir: Path) -> Iterator[Path]:
     """Shows an overlay as a raw, writable file for the duration of the context.
 
     Args:
-        directory: The VM's folder in the datastore.
-        chain: The layers below the overlay, base first.
-        overlay: The overlay's file name in `directory`.
+        graph: qemu's block graph, whose node `guest` is the overlay.
         run_dir: A folder of this operation's own, for the mount point and the process id.
 
     Yields:
@@ -48,7 +46,7 @@ def exported(directory: Path, chain: Sequence[Layer], overlay: str, run_dir: Pat
     target, pid_file, log = run_dir / "disk", run_dir / "qsd.pid", run_dir / "qsd.log"
     target.touch()
     argv = [
-        *("qemu-storage-daemon", "--blockdev", json.dumps(layers.blockdev(directory, chain, overlay))),
+        *("qemu-storage-daemon", "--blockdev", json.dumps(graph)),
         *("--export", f"type=fuse,id=guest,node-name=guest,mountpoint={target},writable=on"),
         *("--pidfile", str(pid_file)),
     ]

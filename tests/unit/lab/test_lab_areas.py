@@ -29,6 +29,11 @@ def test_subtract_is_set_difference(found: list[areas.Area], holes: list[areas.A
     assert covered(areas.subtract(found, holes)) == covered(found) - covered(holes)
 
 
+@given(pieces, pieces)
+def test_intersect_is_set_intersection(found: list[areas.Area], others: list[areas.Area]) -> None:
+    assert covered(areas.intersect(found, others)) == covered(found) & covered(others)
+
+
 @given(pieces)
 def test_round_out_covers_whole_blocks_up_to_the_capacity(found: list[areas.Area]) -> None:
     rounded = areas.round_out(found, CAPACITY, granularity=64)

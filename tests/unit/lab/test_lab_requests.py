@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from pyVmomi import SoapAdapter, VmomiSupport, vim, vmodl
 
-from sendense_lab import creation, folder, soap
-from sendense_lab.errors import InvalidRequestError
+from sendense_lab import folder, soap
 
 VERSION = "vim.version.v8_0_3_0"
 
@@ -110,22 +109,3 @@ def test_a_range_behind_the_end_is_refused(header: str) -> None:
     with pytest.raises(folder.FolderError) as refused:
         folder.parse_range(header, 100)
     assert refused.value.status == 416
-
-
-def test_disk_sizes_are_read() -> None:
-    assert creation.parse_disk("2G:ext4") == (2 * 1024**3, "ext4")
-    assert creation.parse_disk("512MiB:xfs") == (512 * 1024**2, "xfs")
-    assert creation.parse_disk("64M") == (64 * 1024**2, "ext4")
-
-
-@pytest.mark.parametrize("text", ["", "2G:zfs", "8M:ext4", "64M:xfs", "100000000:ext4", "-2G:ext4", "2G:ext4:x"])
-def test_impossible_disks_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequestError):
-        creation.parse_disk(text)
-
-
-def test_the_eighth_disk_skips_the_controllers_unit() -> None:
-    disks = creation.plan_disks("web", [(64 * 1024**2, "ext4")] * 9)
-    assert [disk.unit for disk in disks] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
-    assert len({disk.key for disk in disks}) == 9
-    assert [disk.mountpoint for disk in disks][:3] == ["/", "/data", "/data2"]

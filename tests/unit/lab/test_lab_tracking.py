@@ -6,7 +6,6 @@ import pytest
 
 from sendense_lab import tracking
 from sendense_lab.areas import GRANULARITY
-from sendense_lab.creation import plan_disks
 from sendense_lab.records import DiskRecord
 from sendense_lab.tracking import ChangeIdError, TrackingResetError
 
@@ -15,7 +14,10 @@ BLOCK = GRANULARITY
 
 @pytest.fixture
 def disk() -> DiskRecord:
-    return tracking.follow_setting(plan_disks("web", [(64 * 1024**2, "ext4")])[0], enabled=True)
+    plain = DiskRecord(
+        key=2000, unit=0, label="Hard disk 1", uuid="u", capacity=64 * 1024**2, base="web", top="web-flat.vmdk"
+    )
+    return tracking.follow_setting(plain, enabled=True)
 
 
 def written(disk: DiskRecord, block: int) -> DiskRecord:
@@ -54,6 +56,16 @@ def test_a_change_id_newer_than_the_snapshot_is_refused(disk: DiskRecord) -> Non
     disk, second = snapshot(disk)
     with pytest.raises(TrackingResetError):
         tracking.changes_since(disk, second, first)
+
+
+def test_a_reset_begins_anew_and_forgets(disk: DiskRecord) -> None:
+    disk, first = snapshot(written(disk, 1))
+    again = tracking.reset(disk)
+    assert tracking.change_id(again.tracking) not in (None, tracking.change_id(disk.tracking))
+    with pytest.raises(TrackingResetError):
+        tracking.changes_since(again, first, None)
+    off = tracking.follow_setting(disk, enabled=False)
+    assert tracking.reset(off) == off
 
 
 @pytest.mark.parametrize("text", ["", "*", "no slash", "/3", "uuid/", "uuid/x", "uuid/-1", "uuid/٣"])
