@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+# Tests mostly wait for real servers: more workers than cores.
+WORKERS ?= 4
 export SENDENSE_HOME ?= $(CURDIR)/var
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export COVERAGE_FILE := $(CURDIR)/build/coverage/data
@@ -25,7 +27,7 @@ down: ## Stop what `make up` runs
 
 test: setup ## Run all tests and print the coverage over all processes
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 	@$(BIN)/coverage combine -q build/coverage
 	$(BIN)/coverage report
 
