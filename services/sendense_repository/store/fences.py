@@ -23,9 +23,13 @@ class Fences:
         Raises:
             StaleAttempt: A newer attempt of the job was seen.
         """
+        query = select(table.c.attempt).where(table.c.job_id == holder.job_id)
+        # Nearly every call is by the attempt that was seen last: it needs no write lock.
+        async with self._database.read() as connection:
+            if (await connection.execute(query)).scalar_one_or_none() == holder.attempt:
+                return
         async with self._database.begin() as connection:
-            query = select(table.c.attempt).where(table.c.job_id == holder.job_id).with_for_update()
-            latest = (await connection.execute(query)).scalar_one_or_none()
+            latest = (await connection.execute(query.with_for_update())).scalar_one_or_none()
             values = {"attempt": holder.attempt, "updated_at": utc_now()}
             if latest is None:
                 await connection.execute(insert(table).values(job_id=holder.job_id, **values))

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from repository_rig import CLUSTER, SIZE, VM, Killed, Rig, content, noise, open_rig, tree
+from repository_rig import CLUSTER, SIZE, VM, Killed, Rig, content, entries_of, noise, open_rig, tree
 
 from sendense_blockio.extents import Extent
-from sendense_repository.errors import LayerInUse, PointNotFound
+from sendense_blockio.journal import encode_entries
+from sendense_repository.errors import LayerInUse, LayerPoisoned, NoRoom, PointNotFound
 from sendense_repository.layout import LayerFiles, point_file
 from sendense_repository.records import Holder
 from sendense_repository.steps import COMMIT_STEPS, DELETE_STEPS, SEAL_STEPS
 
 pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def small_root(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 8 MiB, where the rig has its repository."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    root = tmp_path / "backups"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "sendense-test", str(root)], check=True)
+    yield root
+    subprocess.run(["umount", str(root)], check=True)
 
 
 @pytest.fixture
@@ -156,3 +171,40 @@ async def test_a_half_deleted_point_is_never_seen_as_whole(rig: Rig, step: str) 
         await rig.parts.points.lease("job-0", "mount-1", 60)
     await rig.restart()
     assert not any(name.endswith((".qcow2", "job-0.json")) for name in tree(rig.root))
+
+
+def fill(root: Path) -> Path:
+    """Takes all room that is left."""
+    ballast = root / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(8 << 20))
+    assert os.statvfs(root).f_bavail == 0
+    return ballast
+
+
+async def test_a_full_file_system_costs_the_running_layer_and_nothing_else(small_root: Path, tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        disk = noise(SIZE, 1)
+        full = await rig.backup("job-0", disk)
+        before = tree(rig.root)
+        placed = await rig.layer("job-1", parent=full.layer.layer_id)
+        layer_id = placed.layer.layer_id
+        areas = [Extent(0, SIZE)]
+        await rig.parts.layers.set_areas(Holder("job-1", 1), layer_id, areas)
+        ballast = fill(small_root)
+
+        batch = encode_entries(entries_of(disk, areas) * 8)
+        with pytest.raises(NoRoom) as refused:
+            await rig.parts.layers.append(Holder("job-1", 1), layer_id, 1, batch)
+        with pytest.raises(NoRoom):
+            await rig.layer("job-2")
+        ballast.unlink()
+        with pytest.raises(LayerPoisoned):
+            await rig.parts.layers.append(Holder("job-1", 1), layer_id, 1, batch)
+        await rig.parts.layers.discard(Holder("job-1", 1), layer_id)
+        for layer in await rig.parts.catalogue.layers.of_job(full.layer.repository_id, "job-2"):
+            await rig.parts.layers.discard(Holder("job-2", 1), layer.layer_id)
+
+        assert refused.value.free_bytes == 0
+        assert tree(rig.root) == before
+        assert rig.content(full) == disk
