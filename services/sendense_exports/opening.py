@@ -11,8 +11,11 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+import structlog
+
 from sendense_exports.admission import Admitted
 from sendense_exports.exportconf import ExportSpec
+from sendense_qemu.cut_off import wake_cut_off_writers
 from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
 from sendense_qemu.monitor import MonitorLostError
 from sendense_qemu.nodes import FILTER_SUFFIX, FileAccess, qcow2_node, raw_node, refuse_discard
@@ -21,10 +24,15 @@ from sendense_qemu.storage_daemon import StorageDaemon
 CLOSE_SECONDS = 5.0
 """How long a removed export may take to finish the requests that are in flight."""
 
+WAKE_SECONDS = 0.3
+"""How long clients that were cut off may hold an export before it is looked whether they take no answers."""
+
 _POLL_SECONDS = 0.005
 _AT_ONCE = 16
 
 _Result = TypeVar("_Result")
+
+log = structlog.get_logger()
 
 
 def node_name(export_id: str) -> str:
@@ -114,14 +122,29 @@ async def close_exports(daemon: StorageDaemon, wanted: Mapping[str, bool]) -> di
     answers = await together([_request(daemon, export_id, hard=wanted[export_id]) for export_id in asked])
     left = {export_id: why for export_id, why in zip(asked, answers, strict=True) if why}
     going = wanted.keys() - left.keys()
-    deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    wake_at = began + WAKE_SECONDS
     while slow := going & {export.id for export in await daemon.list_exports()}:
-        if asyncio.get_running_loop().time() > deadline:
+        if loop.time() > began + CLOSE_SECONDS:
             left |= dict.fromkeys(slow, "its requests are not finished")
             break
+        if loop.time() > wake_at and any(wanted[export_id] for export_id in slow):
+            await _wake(daemon)
+            wake_at += WAKE_SECONDS
         await asyncio.sleep(_POLL_SECONDS)
     await together([_close_image(daemon, export_id) for export_id in wanted if export_id not in left])
     return left
+
+
+async def _wake(daemon: StorageDaemon) -> None:
+    """Ends answers that clients who were cut off never took."""
+    try:
+        woken = await asyncio.to_thread(wake_cut_off_writers, daemon.pid)
+    except OSError as error:
+        log.warning("clients that take no answers hold an export until they leave", error=str(error))
+    else:
+        log.info("woke writers to clients that were cut off", connections=woken)
 
 
 async def _request(daemon: StorageDaemon, export_id: str, *, hard: bool) -> str:

@@ -26,6 +26,9 @@ from nbdd_process import (
 
 from sendense_exports.config import ExportsSettings
 from sendense_qemu import img
+from sendense_qemu.errors import StorageDaemonError
+from sendense_qemu.nodes import file_access, qcow2_node
+from sendense_qemu.storage_daemon import StorageDaemon
 
 MIB = 1 << 20
 
@@ -208,40 +211,126 @@ async def test_a_changed_file_replaces_its_export(nbdd: RunningNbdd, images: Pat
     assert status.exports["disk"].read_only
 
 
-@pytest.mark.parametrize(
-    ("path", "fmt", "problem"),
-    [
-        ("/etc/passwd", "raw", "outside"),
-        ("{images}/../outside.raw", "raw", "'..'"),
-        ("{images}/link.raw", "raw", "outside"),
-        ("{images}/gone.qcow2", "qcow2", "No such file"),
-        ("{images}", "raw", "neither a file nor a block device"),
-        ("{images}/noise.qcow2", "qcow2", "no qcow2 image"),
-        ("{images}/escaping.qcow2", "qcow2", "outside"),
-        ("{images}/empty.raw", "raw", "empty"),
-        ("/dev/null", "raw", "neither a file nor a block device"),
-        ("/dev/loop0", "raw", "not on the list"),
-    ],
-)
-async def test_what_may_not_be_served_is_refused_by_name_and_others_live(
-    nbdd: RunningNbdd, images: Path, path: str, fmt: str, problem: str
-) -> None:
-    if path.startswith("/dev/loop") and not Path(path).exists():  # noqa: ASYNC240
-        pytest.skip("loop devices are missing: no /dev/loop0")
-    outside = images.parent / "outside.raw"
-    outside.write_bytes(bytes(MIB))
+BAD_INPUT = {
+    "no-exportname": ("readonly = true\n", "[no-exportname] has no exportname"),
+    "missing-image": ("exportname = {images}/gone.qcow2\nformat = qcow2\n", "No such file"),
+    "a-directory": ("exportname = {images}\n", "neither a file nor a block device"),
+    "a-device": ("exportname = /dev/null\n", "neither a file nor a block device"),
+    "dots": ("exportname = {images}/../outside.raw\n", "without '..'"),
+    "relative": ("exportname = outside.raw\n", "not an absolute path"),
+    "elsewhere": ("exportname = /etc/passwd\n", "outside of the folders"),
+    "a-link-out": ("exportname = {images}/link.raw\n", "outside of the folders"),
+    "no-qcow2": ("exportname = {images}/noise.qcow2\nformat = qcow2\n", "it is no qcow2 image"),
+    "backing-outside": ("exportname = {images}/escaping.qcow2\nformat = qcow2\n", "secret.qcow2 is outside"),
+    "data-file": ("exportname = {images}/data-file.qcow2\nformat = qcow2\n", "keeps its data in another file"),
+    "empty": ("exportname = {images}/empty.raw\n", "is empty"),
+    "format": ("exportname = {images}/noise.qcow2\nformat = vmdk\n", "not qcow2 or raw"),
+    "too-small": ("exportname = {images}/noise.qcow2\nfilesize = 10485760\n", "less than filesize"),
+    "for-each-client": ("exportname = {images}/%s.raw\n", "another file for each client"),
+    "copy-on-write": ("exportname = {images}/noise.qcow2\ncopyonwrite = true\n", "copyonwrite is not supported"),
+}
+
+
+async def test_bad_input_is_refused_by_name_and_others_live(nbdd: RunningNbdd, images: Path) -> None:
+    outside = noise(images.parent / "outside.raw", MIB)
     (images / "link.raw").symlink_to(outside)
-    (images / "noise.qcow2").write_bytes(os.urandom(MIB))
+    noise(images / "noise.qcow2", MIB)
     (images / "empty.raw").touch()
     await img.create_qcow2(images.parent / "secret.qcow2", MIB)
     await img.create_qcow2(images / "escaping.qcow2", MIB, backing_name="../secret.qcow2")
-    nbdd.conf("good", await overlay(images, "vm"))
-    nbdd.conf("hostile", path.format(images=images), fmt)
+    data_file = {"data_file": str(images / "data-file.raw"), "data_file_raw": "on"}
+    await img.create_qcow2(images / "data-file.qcow2", MIB, options=data_file)
+    incr = await overlay(images, "vm")
+    nbdd.conf("good", incr)
+    await nbdd.reload()
+    handle = nbd.NBD()
+    handle.connect_uri(nbdd.uri("good"))
+    bad = dict(BAD_INPUT)
+    if Path("/dev/loop0").exists():  # noqa: ASYNC240
+        bad["device-not-listed"] = ("exportname = /dev/loop0\n", "not on the list of block devices")
+    for name, (text, _) in bad.items():
+        (nbdd.settings.conf_dir / f"{name}.conf").write_text(f"[{name}]\n" + text.format(images=images))
+    (nbdd.settings.conf_dir / "good-again.conf").write_text(f"[good]\nexportname = {outside}\n")  # a name twice
+    (nbdd.settings.conf_dir / "unreadable.conf").write_bytes(b"[x]\nexportname = /\xff\n")
+    nbdd.conf("late", images / "vm-full.qcow2", read_only=True)
     status = await nbdd.reload()
-    assert status.exports["hostile"].state == "error"
-    assert problem in status.exports["hostile"].error
-    assert status.exports["good"].state == "serving"
-    assert await listed(nbdd) == {"good"}
+    for name, (_, problem) in bad.items():
+        entry = status.exports[name]
+        assert (entry.state, entry.size_bytes) == ("error", 0), name
+        assert problem in entry.error, (name, entry.error)
+        assert Path(entry.file).name == f"{name}.conf"
+    problems = {Path(each["file"]).name: each for each in status.problems}
+    assert "good.conf:1 has that name already" in problems["good-again.conf"]["message"]
+    assert (problems["unreadable.conf"]["line"], problems["unreadable.conf"]["message"]) == (2, "is no UTF-8")
+    assert status.exports["good"].path == str(incr)
+    assert (status.exports["good"].state, status.exports["late"].state) == ("serving", "serving")
+    assert await listed(nbdd) == {"good", "late"}
+    assert await asyncio.to_thread(handle.pread, 512, 0) == b"\1" * 512
+    await asyncio.to_thread(handle.shutdown)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_a_raw_image_that_ends_within_a_sector_is_served_whole_and_warned_of(
+    nbdd: RunningNbdd, images: Path, read_only: bool
+) -> None:
+    """qemu counts in sectors. nbd-server would serve the odd bytes as they are; the rest must at least be harmless."""
+    size = MIB + 700
+    odd = noise(images / "odd.raw", size)
+    content = odd.read_bytes()
+    nbdd.conf("odd", odd, "raw", read_only=read_only)
+    entry = (await nbdd.reload()).exports["odd"]
+    assert (entry.state, entry.size_bytes) == ("serving", MIB + 1024)
+    assert entry.size_warning.startswith(f"{size} bytes are no multiple of 512: {MIB + 1024} are served; the last 324")
+    assert ("makes the file longer" in entry.size_warning) == (not read_only)
+
+    def use() -> None:
+        handle = nbd.NBD()
+        handle.connect_uri(nbdd.uri("odd"))
+        assert handle.pread(MIB + 1024, 0) == content + bytes(324)
+        if not read_only:
+            handle.pwrite(b"\7" * 700, MIB)
+            handle.flush()
+            assert handle.pread(1024, MIB) == b"\7" * 700 + bytes(324)
+        handle.shutdown()
+
+    await asyncio.to_thread(use)
+    assert (await nbdd.reload()).exports["odd"].size_warning == entry.size_warning
+    (nbdd.settings.conf_dir / "odd.conf").unlink()
+    await nbdd.reload()
+    expected = content if read_only else content[:MIB] + b"\7" * 700
+    assert odd.read_bytes()[:size] == expected
+
+
+async def test_a_written_image_is_not_mounted_for_restore_and_a_mounted_one_is_not_written(
+    nbdd: RunningNbdd, images: Path
+) -> None:
+    """A mount is another daemon with a throw-away overlay on the layer, as the restore service makes it."""
+    incr = await overlay(images, "vm")
+    top, full = images / "mount.qcow2", images / "vm-full.qcow2"
+    await img.create_qcow2(top, None, backing_name=incr.name)
+    nbdd.conf("writer", incr)
+    await nbdd.reload()
+    mount = await StorageDaemon.start(images / "m.qmp", log_path=images / "m.log", die_with_parent=True)
+    try:
+        node = qcow2_node("disk", [top, incr, full], file_access(top, mount.aio), read_only=False)
+        with pytest.raises(StorageDaemonError) as caught:
+            await mount.add_node(node)
+        assert caught.value.is_locked
+        (nbdd.settings.conf_dir / "writer.conf").unlink()
+        await nbdd.reload()
+        await mount.add_node(node)
+        nbdd.conf("writer", incr)
+        nbdd.conf("reader", incr, read_only=True)
+        status = await nbdd.reload()
+        assert (status.exports["writer"].state, status.exports["writer"].busy) == ("error", True)
+        assert f"{incr} is in use by another process" in status.exports["writer"].error
+        assert status.exports["reader"].state == "serving"
+        (nbdd.settings.conf_dir / "reader.conf").unlink()
+        await nbdd.reload()
+        await mount.remove_node("disk")
+        await nbdd.wait(lambda status: status.exports["writer"].state == "serving")  # tried again by itself
+    finally:
+        await mount.stop()
 
 
 async def test_a_second_writer_of_an_image_is_refused_naming_the_first(nbdd: RunningNbdd, images: Path) -> None:
