@@ -20,7 +20,7 @@ from sendense_db.engine import Database
 from sendense_rpc.channel import Peer, unix_peer
 from support import serving
 
-PATIENCE = 90.0
+PATIENCE = 240.0
 
 
 def settings_for(home: Path, **values: Any) -> BackupSettings:
@@ -100,7 +100,7 @@ async def until(true: Callable[[], bool], what: str, seconds: float = PATIENCE) 
 
 async def cleaned(world: World) -> None:
     """Waits until nothing is left behind."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not world.clean:
         assert time.monotonic() < deadline, f"left behind: {world.left()}"
         await asyncio.sleep(0.05)

@@ -45,6 +45,7 @@ class Saboteur(Observer):
         self._strike(backup_id, step, "executed")
 
 
+@pytest.mark.timeout(400)  # a job for each step, all at once
 async def test_failure_at_each_step_releases_everything_and_says_why(settings: BackupSettings, world: World) -> None:
     saboteur = Saboteur()
     for number, point in enumerate(points()):

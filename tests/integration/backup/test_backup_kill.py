@@ -57,6 +57,7 @@ async def service_process(
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(400)  # a job for each step, all at once
 async def test_sigkill_at_each_step_and_every_job_completes_identically(settings: BackupSettings, world: World) -> None:
     moments = [(step, "recorded") for step, _ in points()[::2]]
     # Before the record: the step is done twice. Those that make something are the ones that could go wrong.
