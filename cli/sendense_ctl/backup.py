@@ -112,10 +112,11 @@ def list_(
         print_json(whole)
         return
     rows = [
-        [b.backup_id, b.vm_name, b.backup_type, b.status, size(b.bytes_transferred), moment(b.created_at)]
+        [b.backup_id, b.backup_type, b.status, size(b.bytes_transferred), *([] if vm else [b.vm_name])]
         for b in whole.backups
     ]
-    print_table(["BACKUP", "VM", "TYPE", "STATUS", "MOVED>", "CREATED"], rows, "No backups yet.")
+    # The id holds the moment; the VM's name is a column only where it can differ.
+    print_table(["BACKUP", "TYPE", "STATUS", "MOVED>", *([] if vm else ["VM"])], rows, "No backups yet.")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import humanize
 from google.protobuf.json_format import MessageToDict
@@ -41,8 +41,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
         console.print(empty)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    for number, column in enumerate(columns):
+        # The first column is what people copy into the next command: it stays in one piece.
+        justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
+        table.add_column(column.rstrip(">"), justify=justify, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(escape(printable(cell)) for cell in row))
     console.print(table)
