@@ -26,6 +26,12 @@ Discard = Literal["ignore", "unmap"]
 MAX_NODE_NAME = 31
 """qemu's limit for a node name, in bytes."""
 
+LEAST_CACHE_BYTES = 1 << 20
+"""16 L2 tables of 64 KiB, which show where 8 GiB are: enough for whoever goes through a disk in order."""
+
+CACHE_BYTES = 128 << 20
+"""qemu alone would take up to 32 MiB for each layer: 128 exports of 1 TiB, or a few deep chains, fill 4 GiB (tried)."""
+
 FILTER_SUFFIX = ".f"
 """What the discard filter's node name has behind its image's."""
 
@@ -79,6 +85,7 @@ def qcow2_node(
     *,
     read_only: bool,
     discard: Discard = "ignore",
+    cache_bytes: int = CACHE_BYTES,
 ) -> dict[str, Any]:
     """Describes a qcow2 image with all its layers for `blockdev-add`.
 
@@ -88,7 +95,9 @@ def qcow2_node(
         access: How all of them are opened.
         read_only: Whether the top image is read-only too.
         discard: What a TRIM does to the top image, see this module's text.
+        cache_bytes: The most memory for L2 tables of all layers together; each has an equal share, at least 1 MiB.
     """
+    share = max(cache_bytes // max(len(chain), 1), LEAST_CACHE_BYTES)
     below: dict[str, Any] | None = None
     for depth, path in reversed(list(enumerate(chain))):
         closed = read_only or depth > 0
@@ -96,6 +105,7 @@ def qcow2_node(
             "driver": "qcow2",
             "read-only": closed,
             "cache": _cache(access),
+            "l2-cache-size": share,
             "file": _file_node(path, access, read_only=closed),
             "backing": below,
         }

@@ -19,7 +19,8 @@ from sendense_exports.exportconf import ExportSpec, write_export
 from sendense_exports.layout import read_generation
 from sendense_exports.status import Status, StatusUnreadableError, read_status, replace_file
 
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.002
+"""How often it is looked whether nbdd has replaced its status file; it is read only then."""
 
 
 class NbddLink:
@@ -90,14 +91,8 @@ class NbddLink:
 
     async def wait_gone(self, name: str, seconds: float) -> bool:
         """Waits until nbdd does not serve an export any more; False when it still does at the deadline."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while True:
-            status = await self.status()
-            if status is not None and name not in status.exports:
-                return True
-            if asyncio.get_running_loop().time() > deadline:
-                return False
-            await asyncio.sleep(POLL_SECONDS)
+        status = await self._await_status(lambda status: name not in status.exports, seconds)
+        return status is not None and name not in status.exports
 
     def conf_file(self, name: str) -> Path:
         """Where an export's conf file stands; the name is one that the API's pattern admits."""
@@ -140,13 +135,33 @@ class NbddLink:
 
     async def _applied(self, generation: int) -> Status:
         seconds = self._settings.apply_seconds
+        status = await self._await_status(lambda status: status.generation >= generation, seconds)
+        if status is not None and status.generation >= generation:
+            return status
+        if status is not None and status.config_error:
+            raise NbddConfigError(status.config_error)
+        raise NbddTimeoutError(seconds)
+
+    async def _await_status(self, fits: Callable[[Status], bool], seconds: float) -> Status | None:
+        """Returns the first status that fits, or the last one that there was at the deadline."""
         deadline = asyncio.get_running_loop().time() + seconds
+        seen: tuple[int, int] | None = None
+        status: Status | None = None
         while True:
-            status = await self.status()
-            if status is not None and status.generation >= generation:
-                return status
+            now = _version(self._settings.status_file)
+            if now != seen or now is None:
+                seen, status = now, await self.status()
+                if status is not None and fits(status):
+                    return status
             if asyncio.get_running_loop().time() > deadline:
-                if status is not None and status.config_error:
-                    raise NbddConfigError(status.config_error)
-                raise NbddTimeoutError(seconds)
+                return status
             await asyncio.sleep(POLL_SECONDS)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None when there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns

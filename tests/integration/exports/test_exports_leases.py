@@ -17,7 +17,7 @@ from sendense_qemu import img
 from sendense_rpc.errors import Kind, RemoteError
 
 MIB = 1 << 20
-LEASE = 0.6
+LEASE = 1.0
 SWEEP = 0.05
 DEADLINE = 10.0
 
@@ -74,14 +74,14 @@ async def test_an_export_with_a_client_is_never_swept_and_the_client_notices_not
     await node.create("backup-1", await overlay(node.images, "vm"), read_only=read_only)
     handle = await asyncio.to_thread(client, node, "backup-1")
     loop = asyncio.get_running_loop()
-    end = loop.time() + 4 * LEASE  # swept many times meanwhile, without a write
+    end = loop.time() + 2.5 * LEASE  # swept many times meanwhile, without a write
     while loop.time() < end:
         assert await asyncio.to_thread(handle.pread, 512, 0) == b"\1" * 512
         await asyncio.sleep(0.01)
     assert (await node.get("backup-1")).state == "serving"
     async with catalogue(node.settings) as database, database.read() as connection:
         row = (await connection.execute(select(nbd_exports))).mappings().one()
-    assert (row["lease_until"] - row["created_at"]).total_seconds() > 3 * LEASE, "it was tried, and given more time"
+    assert (row["lease_until"] - row["created_at"]).total_seconds() > 2 * LEASE, "it was tried, and given more time"
     await asyncio.to_thread(handle.shutdown)
     left = loop.time()
     await swept(node, "backup-1")
@@ -91,7 +91,7 @@ async def test_an_export_with_a_client_is_never_swept_and_the_client_notices_not
 async def test_writes_are_a_sign_of_life_also_between_connections(node: Node) -> None:
     await node.create("backup-1", await overlay(node.images, "vm"))
     loop = asyncio.get_running_loop()
-    end = loop.time() + 3 * LEASE
+    end = loop.time() + 2.5 * LEASE
 
     def write() -> None:
         handle = client(node, "backup-1")
@@ -109,7 +109,7 @@ async def test_writes_are_a_sign_of_life_also_between_connections(node: Node) ->
 async def test_asking_again_renews_the_lease(node: Node) -> None:
     incr = await overlay(node.images, "vm")
     loop = asyncio.get_running_loop()
-    end = loop.time() + 4 * LEASE
+    end = loop.time() + 2.5 * LEASE
     while loop.time() < end:
         assert (await node.create("mount-1", incr, read_only=True)).state == "serving"
         await asyncio.sleep(LEASE / 4)

@@ -94,3 +94,28 @@ async def test_both_killed_the_next_nbdd_serves_again_with_a_new_epoch(settings:
     async with nbdd_running(settings) as second:
         status = await second.wait(lambda s: "disk" in s.exports and s.exports["disk"].state == "serving")
         assert (status.daemon_starts, status.exports["disk"].epoch) == (2, 2)
+
+
+async def test_an_epoch_is_never_taken_back(settings: ExportsSettings) -> None:
+    """Neither by a failure to serve meanwhile, nor by another image, nor by nbdd's own death."""
+    first = await start(settings)
+    images = settings.root / "backups"
+    incr, other = await overlay(images, "vm"), await overlay(images, "other")
+    first.conf("disk", incr)
+    status = await first.reload()
+    incr.rename(images / "away.qcow2")
+    os.kill(status.daemon_pid, signal.SIGKILL)
+    status = await first.wait(lambda s: s.daemon_starts == 2 and s.exports["disk"].state == "error")
+    assert status.exports["disk"].epoch == 2
+    os.kill(status.daemon_pid, signal.SIGKILL)
+    status = await first.wait(lambda s: s.daemon_starts == 3 and "disk" in s.exports)
+    assert status.exports["disk"].epoch >= 2
+    await first.stop(signal.SIGKILL)
+    async with nbdd_running(settings) as second:
+        (images / "away.qcow2").rename(incr)
+        status = await second.wait(lambda s: s.exports["disk"].state == "serving")
+        epoch = status.exports["disk"].epoch
+        assert epoch >= 2
+        second.conf("disk", other)
+        status = await second.reload()
+        assert (status.exports["disk"].path, status.exports["disk"].epoch) == (str(other), epoch)

@@ -57,7 +57,7 @@ async def test_200_exports_come_and_go_while_a_copy_to_another_one_runs(nbdd: Ru
     size, others, step = 64 * MIB, 200, 20
     source = noise(images / "source.raw", size)
     await img.create_qcow2(images / "target.qcow2", size)
-    await img.create_qcow2(images / "other-0.qcow2", MIB)
+    await img.create_qcow2(images / "other-0.qcow2", 1 << 40)  # large, so that their caches would be large as well
     for number in range(1, others):
         shutil.copy(images / "other-0.qcow2", images / f"other-{number}.qcow2")
     nbdd.conf("target", images / "target.qcow2")
