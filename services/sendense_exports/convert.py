@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -28,9 +29,8 @@ def to_export(export: Export) -> exports_pb2.Export:
     if row is not None:
         message.path, message.format, message.read_only = row.path, row.format, row.read_only
         message.holder, message.agent_id = row.holder.job_id, row.agent_id
-        moment = Timestamp()
-        moment.FromDatetime(row.created_at)
-        message.created_at.CopyFrom(moment)
+        message.created_at.CopyFrom(_timestamp(row.created_at))
+        message.lease_expires_at.CopyFrom(_timestamp(row.lease_until))
     elif live is not None:
         message.path, message.format, message.read_only = live.path, live.format, live.read_only
     if live is not None:
@@ -38,6 +38,12 @@ def to_export(export: Export) -> exports_pb2.Export:
         message.state = "error" if live.state == "error" else "serving"
         message.size_bytes, message.epoch, message.error = live.size_bytes, live.epoch, live.error
     return message
+
+
+def _timestamp(at: datetime) -> Timestamp:
+    moment = Timestamp()
+    moment.FromDatetime(at)
+    return moment
 
 
 def page_limit(page_size: int) -> int:

@@ -60,7 +60,13 @@ async def test_a_created_export_is_served_before_the_answer_and_is_gone_after_de
 async def test_creating_again_for_the_same_attempt_gives_the_same_export(node: Node) -> None:
     incr = await overlay(node.images, "vm")
     first = await node.create("backup-1", incr)
-    assert await node.create("backup-1", incr) == first
+    again = await node.create("backup-1", incr)
+    assert again.lease_expires_at.ToDatetime() > first.lease_expires_at.ToDatetime()
+    lease = first.lease_expires_at.ToDatetime() - first.created_at.ToDatetime()
+    assert lease.total_seconds() == node.settings.lease_seconds
+    again.ClearField("lease_expires_at")
+    first.ClearField("lease_expires_at")
+    assert again == first
     for change in ({"read_only": True}, {"attempt": 2}, {"job": "job-2"}):
         with pytest.raises(RemoteError) as caught:
             await node.create("backup-1", incr, **change)  # type: ignore[arg-type]

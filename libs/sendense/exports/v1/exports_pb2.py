@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sendense.access.v1 import options_pb2 as sendense_dot_access_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sendense/exports/v1/exports.proto\x12\x13sendense.exports.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"\xf6\x01\n\x06\x45xport\x12\x13\n\x0b\x65xport_name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\r\n\x05state\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0e\n\x06holder\x18\x08 \x01(\t\x12\x10\n\x08\x61gent_id\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x03\x12\x13\n\x0bsocket_path\x18\x0b \x01(\t\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x06Holder\x12\x16\n\x06job_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\"\xeb\x01\n\x17\x43reateFileExportRequest\x12\x39\n\x0b\x65xport_name\x18\x01 \x01(\tB$\xb2\xbb\x18 \x08\x01\x10?\x1a\x1a[A-Za-z0-9][A-Za-z0-9._-]*\x12\x17\n\x04path\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x10\x80 \x12\"\n\x06\x66ormat\x18\x03 \x01(\tB\x12\xb2\xbb\x18\x0e\x08\x01\"\x05qcow2\"\x03raw\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x33\n\x06holder\x18\x05 \x01(\x0b\x32\x1b.sendense.exports.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\"\xb8\x01\n\x18\x43reateBlockExportRequest\x12\x39\n\x0b\x65xport_name\x18\x01 \x01(\tB$\xb2\xbb\x18 \x08\x01\x10?\x1a\x1a[A-Za-z0-9][A-Za-z0-9._-]*\x12\x19\n\x06\x64\x65vice\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x10\x80 \x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x33\n\x06holder\x18\x04 \x01(\x0b\x32\x1b.sendense.exports.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\"/\n\x10GetExportRequest\x12\x1b\n\x0b\x65xport_name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\";\n\x12ListExportsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListExportsResponse\x12,\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1b.sendense.exports.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8c\x01\n\x13\x44\x65leteExportRequest\x12\x1b\n\x0b\x65xport_name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x33\n\x06holder\x18\x02 \x01(\x0b\x32\x1b.sendense.exports.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\r\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"\x16\n\x14\x44\x65leteExportResponse\"\x16\n\x14ReloadExportsRequest\"+\n\x15ReloadExportsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x32\xd1\x05\n\rExportService\x12\x63\n\x10\x43reateFileExport\x12,.sendense.exports.v1.CreateFileExportRequest\x1a\x1b.sendense.exports.v1.Export\"\x04\xa8\xbb\x18\x05\x12\x65\n\x11\x43reateBlockExport\x12-.sendense.exports.v1.CreateBlockExportRequest\x1a\x1b.sendense.exports.v1.Export\"\x04\xa8\xbb\x18\x05\x12z\n\tGetExport\x12%.sendense.exports.v1.GetExportRequest\x1a\x1b.sendense.exports.v1.Export\")\xa8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/v1/exports/{export_name}\x12}\n\x0bListExports\x12\'.sendense.exports.v1.ListExportsRequest\x1a(.sendense.exports.v1.ListExportsResponse\"\x1b\xa8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/exports\x12i\n\x0c\x44\x65leteExport\x12(.sendense.exports.v1.DeleteExportRequest\x1a).sendense.exports.v1.DeleteExportResponse\"\x04\xa8\xbb\x18\x05\x12\x8d\x01\n\rReloadExports\x12).sendense.exports.v1.ReloadExportsRequest\x1a*.sendense.exports.v1.ReloadExportsResponse\"%\xa8\xbb\x18\x04\x82\xd3\xe4\x93\x02\x1b\"\x16/api/v1/exports:reload:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sendense/exports/v1/exports.proto\x12\x13sendense.exports.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"\xac\x02\n\x06\x45xport\x12\x13\n\x0b\x65xport_name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\r\n\x05state\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0e\n\x06holder\x18\x08 \x01(\t\x12\x10\n\x08\x61gent_id\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x03\x12\x13\n\x0bsocket_path\x18\x0b \x01(\t\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10lease_expires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x06Holder\x12\x16\n\x06job_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\"\xeb\x01\n\x17\x43reateFileExportRequest\x12\x39\n\x0b\x65xport_name\x18\x01 \x01(\tB$\xb2\xbb\x18 \x08\x01\x10?\x1a\x1a[A-Za-z0-9][A-Za-z0-9._-]*\x12\x17\n\x04path\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x10\x80 \x12\"\n\x06\x66ormat\x18\x03 \x01(\tB\x12\xb2\xbb\x18\x0e\x08\x01\"\x05qcow2\"\x03raw\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x33\n\x06holder\x18\x05 \x01(\x0b\x32\x1b.sendense.exports.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\"\xb8\x01\n\x18\x43reateBlockExportRequest\x12\x39\n\x0b\x65xport_name\x18\x01 \x01(\tB$\xb2\xbb\x18 \x08\x01\x10?\x1a\x1a[A-Za-z0-9][A-Za-z0-9._-]*\x12\x19\n\x06\x64\x65vice\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x10\x80 \x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x33\n\x06holder\x18\x04 \x01(\x0b\x32\x1b.sendense.exports.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\"/\n\x10GetExportRequest\x12\x1b\n\x0b\x65xport_name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\";\n\x12ListExportsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListExportsResponse\x12,\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1b.sendense.exports.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8c\x01\n\x13\x44\x65leteExportRequest\x12\x1b\n\x0b\x65xport_name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x33\n\x06holder\x18\x02 \x01(\x0b\x32\x1b.sendense.exports.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\r\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"\x16\n\x14\x44\x65leteExportResponse\"\x16\n\x14ReloadExportsRequest\"+\n\x15ReloadExportsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x32\xd1\x05\n\rExportService\x12\x63\n\x10\x43reateFileExport\x12,.sendense.exports.v1.CreateFileExportRequest\x1a\x1b.sendense.exports.v1.Export\"\x04\xa8\xbb\x18\x05\x12\x65\n\x11\x43reateBlockExport\x12-.sendense.exports.v1.CreateBlockExportRequest\x1a\x1b.sendense.exports.v1.Export\"\x04\xa8\xbb\x18\x05\x12z\n\tGetExport\x12%.sendense.exports.v1.GetExportRequest\x1a\x1b.sendense.exports.v1.Export\")\xa8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/v1/exports/{export_name}\x12}\n\x0bListExports\x12\'.sendense.exports.v1.ListExportsRequest\x1a(.sendense.exports.v1.ListExportsResponse\"\x1b\xa8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/exports\x12i\n\x0c\x44\x65leteExport\x12(.sendense.exports.v1.DeleteExportRequest\x1a).sendense.exports.v1.DeleteExportResponse\"\x04\xa8\xbb\x18\x05\x12\x8d\x01\n\rReloadExports\x12).sendense.exports.v1.ReloadExportsRequest\x1a*.sendense.exports.v1.ReloadExportsResponse\"%\xa8\xbb\x18\x04\x82\xd3\xe4\x93\x02\x1b\"\x16/api/v1/exports:reload:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,27 +71,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTSERVICE'].methods_by_name['ReloadExports']._loaded_options = None
   _globals['_EXPORTSERVICE'].methods_by_name['ReloadExports']._serialized_options = b'\250\273\030\004\202\323\344\223\002\033\"\026/api/v1/exports:reload:\001*'
   _globals['_EXPORT']._serialized_start=156
-  _globals['_EXPORT']._serialized_end=402
-  _globals['_HOLDER']._serialized_start=404
-  _globals['_HOLDER']._serialized_end=461
-  _globals['_CREATEFILEEXPORTREQUEST']._serialized_start=464
-  _globals['_CREATEFILEEXPORTREQUEST']._serialized_end=699
-  _globals['_CREATEBLOCKEXPORTREQUEST']._serialized_start=702
-  _globals['_CREATEBLOCKEXPORTREQUEST']._serialized_end=886
-  _globals['_GETEXPORTREQUEST']._serialized_start=888
-  _globals['_GETEXPORTREQUEST']._serialized_end=935
-  _globals['_LISTEXPORTSREQUEST']._serialized_start=937
-  _globals['_LISTEXPORTSREQUEST']._serialized_end=996
-  _globals['_LISTEXPORTSRESPONSE']._serialized_start=998
-  _globals['_LISTEXPORTSRESPONSE']._serialized_end=1090
-  _globals['_DELETEEXPORTREQUEST']._serialized_start=1093
-  _globals['_DELETEEXPORTREQUEST']._serialized_end=1233
-  _globals['_DELETEEXPORTRESPONSE']._serialized_start=1235
-  _globals['_DELETEEXPORTRESPONSE']._serialized_end=1257
-  _globals['_RELOADEXPORTSREQUEST']._serialized_start=1259
-  _globals['_RELOADEXPORTSREQUEST']._serialized_end=1281
-  _globals['_RELOADEXPORTSRESPONSE']._serialized_start=1283
-  _globals['_RELOADEXPORTSRESPONSE']._serialized_end=1326
-  _globals['_EXPORTSERVICE']._serialized_start=1329
-  _globals['_EXPORTSERVICE']._serialized_end=2050
+  _globals['_EXPORT']._serialized_end=456
+  _globals['_HOLDER']._serialized_start=458
+  _globals['_HOLDER']._serialized_end=515
+  _globals['_CREATEFILEEXPORTREQUEST']._serialized_start=518
+  _globals['_CREATEFILEEXPORTREQUEST']._serialized_end=753
+  _globals['_CREATEBLOCKEXPORTREQUEST']._serialized_start=756
+  _globals['_CREATEBLOCKEXPORTREQUEST']._serialized_end=940
+  _globals['_GETEXPORTREQUEST']._serialized_start=942
+  _globals['_GETEXPORTREQUEST']._serialized_end=989
+  _globals['_LISTEXPORTSREQUEST']._serialized_start=991
+  _globals['_LISTEXPORTSREQUEST']._serialized_end=1050
+  _globals['_LISTEXPORTSRESPONSE']._serialized_start=1052
+  _globals['_LISTEXPORTSRESPONSE']._serialized_end=1144
+  _globals['_DELETEEXPORTREQUEST']._serialized_start=1147
+  _globals['_DELETEEXPORTREQUEST']._serialized_end=1287
+  _globals['_DELETEEXPORTRESPONSE']._serialized_start=1289
+  _globals['_DELETEEXPORTRESPONSE']._serialized_end=1311
+  _globals['_RELOADEXPORTSREQUEST']._serialized_start=1313
+  _globals['_RELOADEXPORTSREQUEST']._serialized_end=1335
+  _globals['_RELOADEXPORTSRESPONSE']._serialized_start=1337
+  _globals['_RELOADEXPORTSRESPONSE']._serialized_end=1380
+  _globals['_EXPORTSERVICE']._serialized_start=1383
+  _globals['_EXPORTSERVICE']._serialized_end=2104
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,7 @@ class Export(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SOCKET_PATH_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     export_name: _builtins.str
     """NBD export name, at most 63 bytes."""
     path: _builtins.str
@@ -63,6 +64,12 @@ class Export(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def lease_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may be removed unless its holder asks for it again, a client is connected, or its image was written to
+        within the time of a lease. Unset for one that is configured by hand.
+        """
+
     def __init__(
         self,
         *,
@@ -78,10 +85,11 @@ class Export(_message.Message):
         epoch: _builtins.int = ...,
         socket_path: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "lease_expires_at", b"lease_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "created_at", b"created_at", "epoch", b"epoch", "error", b"error", "export_name", b"export_name", "format", b"format", "holder", b"holder", "path", b"path", "read_only", b"read_only", "size_bytes", b"size_bytes", "socket_path", b"socket_path", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "created_at", b"created_at", "epoch", b"epoch", "error", b"error", "export_name", b"export_name", "format", b"format", "holder", b"holder", "lease_expires_at", b"lease_expires_at", "path", b"path", "read_only", b"read_only", "size_bytes", b"size_bytes", "socket_path", b"socket_path", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

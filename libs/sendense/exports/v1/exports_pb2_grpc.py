@@ -72,7 +72,8 @@ class ExportServiceServicer:
     """
 
     def CreateFileExport(self, request, context):
-        """CreateFileExport serves an image file. Idempotent for the same name, path and attempt.
+        """CreateFileExport serves an image file. Idempotent for the same name, path and attempt: asked again, it renews the
+        export's lease. ALREADY_EXISTS (EXPORT_EXISTS) when the name is taken, or was ever served: a name is used once.
         FAILED_PRECONDITION (IMAGE_BUSY) names the holder of a writer; INVALID_ARGUMENT (PATH_REFUSED, IMAGE_REFUSED)
         for a path outside the roots or a tampered header; DEADLINE_EXCEEDED (NBDD_TIMEOUT) when nbdd does not answer.
         """
@@ -81,7 +82,7 @@ class ExportServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateBlockExport(self, request, context):
-        """CreateBlockExport serves a block device that the allow-list admits.
+        """CreateBlockExport serves a block device that the allow-list admits; else it is as CreateFileExport.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,12 +34,13 @@ class ExportServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExportServiceAsyncStub: ...
     CreateFileExport: _grpc.UnaryUnaryMultiCallable[_exports_pb2.CreateFileExportRequest, _exports_pb2.Export]
-    """CreateFileExport serves an image file. Idempotent for the same name, path and attempt.
+    """CreateFileExport serves an image file. Idempotent for the same name, path and attempt: asked again, it renews the
+    export's lease. ALREADY_EXISTS (EXPORT_EXISTS) when the name is taken, or was ever served: a name is used once.
     FAILED_PRECONDITION (IMAGE_BUSY) names the holder of a writer; INVALID_ARGUMENT (PATH_REFUSED, IMAGE_REFUSED)
     for a path outside the roots or a tampered header; DEADLINE_EXCEEDED (NBDD_TIMEOUT) when nbdd does not answer.
     """
     CreateBlockExport: _grpc.UnaryUnaryMultiCallable[_exports_pb2.CreateBlockExportRequest, _exports_pb2.Export]
-    """CreateBlockExport serves a block device that the allow-list admits."""
+    """CreateBlockExport serves a block device that the allow-list admits; else it is as CreateFileExport."""
     GetExport: _grpc.UnaryUnaryMultiCallable[_exports_pb2.GetExportRequest, _exports_pb2.Export]
     """GetExport returns an export with its live state. NOT_FOUND (EXPORT_NOT_FOUND)."""
     ListExports: _grpc.UnaryUnaryMultiCallable[_exports_pb2.ListExportsRequest, _exports_pb2.ListExportsResponse]
@@ -57,12 +58,13 @@ class ExportServiceAsyncStub(ExportServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateFileExport: _aio.UnaryUnaryMultiCallable[_exports_pb2.CreateFileExportRequest, _exports_pb2.Export]  # type: ignore[assignment]
-    """CreateFileExport serves an image file. Idempotent for the same name, path and attempt.
+    """CreateFileExport serves an image file. Idempotent for the same name, path and attempt: asked again, it renews the
+    export's lease. ALREADY_EXISTS (EXPORT_EXISTS) when the name is taken, or was ever served: a name is used once.
     FAILED_PRECONDITION (IMAGE_BUSY) names the holder of a writer; INVALID_ARGUMENT (PATH_REFUSED, IMAGE_REFUSED)
     for a path outside the roots or a tampered header; DEADLINE_EXCEEDED (NBDD_TIMEOUT) when nbdd does not answer.
     """
     CreateBlockExport: _aio.UnaryUnaryMultiCallable[_exports_pb2.CreateBlockExportRequest, _exports_pb2.Export]  # type: ignore[assignment]
-    """CreateBlockExport serves a block device that the allow-list admits."""
+    """CreateBlockExport serves a block device that the allow-list admits; else it is as CreateFileExport."""
     GetExport: _aio.UnaryUnaryMultiCallable[_exports_pb2.GetExportRequest, _exports_pb2.Export]  # type: ignore[assignment]
     """GetExport returns an export with its live state. NOT_FOUND (EXPORT_NOT_FOUND)."""
     ListExports: _aio.UnaryUnaryMultiCallable[_exports_pb2.ListExportsRequest, _exports_pb2.ListExportsResponse]  # type: ignore[assignment]
@@ -83,7 +85,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _exports_pb2.CreateFileExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exports_pb2.Export, _abc.Awaitable[_exports_pb2.Export]]:
-        """CreateFileExport serves an image file. Idempotent for the same name, path and attempt.
+        """CreateFileExport serves an image file. Idempotent for the same name, path and attempt: asked again, it renews the
+        export's lease. ALREADY_EXISTS (EXPORT_EXISTS) when the name is taken, or was ever served: a name is used once.
         FAILED_PRECONDITION (IMAGE_BUSY) names the holder of a writer; INVALID_ARGUMENT (PATH_REFUSED, IMAGE_REFUSED)
         for a path outside the roots or a tampered header; DEADLINE_EXCEEDED (NBDD_TIMEOUT) when nbdd does not answer.
         """
@@ -94,7 +97,7 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _exports_pb2.CreateBlockExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exports_pb2.Export, _abc.Awaitable[_exports_pb2.Export]]:
-        """CreateBlockExport serves a block device that the allow-list admits."""
+        """CreateBlockExport serves a block device that the allow-list admits; else it is as CreateFileExport."""
 
     @_abc_1.abstractmethod
     def GetExport(
