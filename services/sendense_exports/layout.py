@@ -10,7 +10,8 @@ from sendense_exports.config import ExportsSettings
 
 _DEFAULT_CONF = """\
 # Read by nbdd at its start and on SIGHUP; the syntax is that of nbd-server(5).
-# Clients reach the exports through a Unix socket; see docs/admin-guide for a TCP address.
+# Clients reach the exports through a Unix socket; deploy/nbd-server.conf says what may stand here, and how to have a
+# TCP address in front of it.
 [generic]
 includedir = {conf_dir}
 """
