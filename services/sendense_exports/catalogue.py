@@ -199,9 +199,12 @@ class Catalogue:
     async def recover(self) -> None:
         """Makes conf files agree with the catalogue after a crash; files that it does not know are left alone.
 
+        While the service was down nobody could renew a lease, so every lease begins anew.
+
         Raises:
             OSError: They cannot be written.
         """
+        await self._store.extend_all(utc_now() + self._lease)
         changed = 0
         for row in await self._store.living():
             changed += await asyncio.to_thread(self._ensure_conf, row)

@@ -176,6 +176,15 @@ class ExportStore:
         async with self._database.begin() as connection:
             await _extend(connection, name, until)
 
+    async def extend_all(self, until: datetime) -> None:
+        """Makes every living export's lease last until then at least."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                nbd_exports.update()
+                .where(nbd_exports.c.deleted_at.is_(None), nbd_exports.c.lease_until < until)
+                .values(lease_until=until)
+            )
+
     async def expired(self, now: datetime) -> list[ExportRow]:
         """Returns the living exports whose lease has run out, the oldest first."""
         query = (

@@ -117,6 +117,24 @@ async def test_asking_again_renews_the_lease(node: Node) -> None:
     await swept(node, "mount-1")
 
 
+async def test_leases_do_not_run_while_nobody_can_renew_them(
+    sendense_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENDENSE_EXPORTS_LEASE_SECONDS", str(LEASE))
+    monkeypatch.setenv("SENDENSE_EXPORTS_SWEEP_SECONDS", str(SWEEP))
+    settings = await prepared()
+    async with nbdd_running(settings) as nbdd:
+        images = settings.root / "backups"
+        incr = await overlay(images, "vm")
+        async with service_running(settings) as peer:
+            await Node(settings, nbdd, peer, images).create("mount-1", incr, read_only=True)
+        await asyncio.sleep(LEASE)
+        async with service_running(settings) as peer:
+            node = Node(settings, nbdd, peer, images)
+            assert (await node.create("mount-1", incr, read_only=True)).state == "serving"
+            await swept(node, "mount-1")
+
+
 async def test_files_that_people_wrote_are_neither_replaced_nor_removed(sendense_home: Path) -> None:
     settings = await prepared()
     async with nbdd_running(settings) as nbdd:

@@ -13,6 +13,7 @@ import nbd
 import pytest
 
 from sendense_qemu import img
+from sendense_qemu.cut_off import wake_cut_off_writers
 from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
 from sendense_qemu.nodes import file_access, qcow2_node, raw_node, refuse_discard
 from sendense_qemu.process import run
@@ -135,6 +136,31 @@ async def test_the_daemon_opens_nothing_that_it_was_not_told(short_tmp: Path) ->
         handle = await asyncio.to_thread(client, short_tmp, "d")
         assert await asyncio.to_thread(handle.pread, 512, 0) == b"\1" * 512
         await asyncio.to_thread(handle.shutdown)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.geteuid() != 0, reason="to look into another process takes root")
+async def test_a_client_that_takes_no_answers_does_not_hold_a_removed_export(short_tmp: Path) -> None:
+    raw = short_tmp / "disk.raw"
+    raw.write_bytes(bytes(8 * MIB))
+    async with running(short_tmp) as daemon:
+        await daemon.serve_nbd(short_tmp / "n.sock")
+        await daemon.add_node(raw_node("disk", raw, file_access(raw, daemon.aio), read_only=True))
+        await daemon.add_nbd_export("e1", "disk", "slow", writable=False)
+        slow = await asyncio.to_thread(client, short_tmp, "slow")
+        for _ in range(8):  # asked for, and never looked at again
+            slow.aio_pread(nbd.Buffer(MIB), 0)
+        await daemon.add_nbd_export("e2", "disk", "good", writable=False)
+        good = await asyncio.to_thread(client, short_tmp, "good")
+        await daemon.remove_export("e1", mode="hard")
+        async with asyncio.timeout(5):
+            while "e1" in {export.id for export in await daemon.list_exports()}:
+                await asyncio.to_thread(wake_cut_off_writers, daemon.pid)
+                await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(good.pread, MIB, 0) == bytes(MIB)
+        await asyncio.to_thread(good.shutdown)
+        with pytest.raises(OSError, match=r"\[Errno"):
+            await asyncio.to_thread(wake_cut_off_writers, 2**22 + 1)  # no such process
 
 
 @pytest.mark.faults
