@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from sendense_lab.disknames import DiskName
 from sendense_lab.labserver import LabServer
-from sendense_lab.machine import DiskName
 
 
 class LabClient(LabServer):
@@ -67,7 +67,7 @@ class LabClient(LabServer):
 
         Args:
             name: Its name.
-            disks: As "2G:ext4", "1G:xfs", "64M:blank@1:0" or "16M:blank,independent" (see `diskspec.HELP`).
+            disks: As "2G:ext4", "1G:xfs", "64M:blank@1:0" or "16M:blank,independent" (see `disknames.DISK_HELP`).
             seed: Of all content.
             small_files: Files of 1 to 64 KiB over all disks.
             folder: Folder of the inventory; the same name may be in several.

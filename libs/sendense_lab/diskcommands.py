@@ -8,9 +8,10 @@ from typing import Any
 from sendense_lab import areas, diskspec, hardware, kept, tracking
 from sendense_lab.areas import Area
 from sendense_lab.commanded import Arguments, Command, disk_json, index_of
+from sendense_lab.disknames import DiskName
 from sendense_lab.errors import InvalidRequestError, NotFoundError
 from sendense_lab.lab import Lab
-from sendense_lab.machine import DiskName, Machine
+from sendense_lab.machine import Machine
 
 
 class DiskCommands:

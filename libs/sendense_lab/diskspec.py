@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sendense_lab.disknames import DISK_HELP, FIRST_KEY
 from sendense_lab.errors import InvalidRequestError
-from sendense_lab.machine import FIRST_KEY
 from sendense_lab.records import Device, DiskMode, Filesystem, RawMapping
 
 KINDS: dict[str, Filesystem | None] = {"ext4": "ext4", "xfs": "xfs", "blank": None}
@@ -20,10 +20,6 @@ UNITS_OF_BUS = 16
 RESERVED_UNIT = 7
 """The controller's own SCSI unit."""
 SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-HELP = (
-    "Write SIZE[:KIND][@BUS[:UNIT]][,OPTION]…, as 2G:ext4, 64M:blank@1:0 or 16M:blank,independent. Kinds: ext4, xfs, "
-    "blank. Options: independent, nonpersistent, rdm, rdm-virtual, multi-writer."
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def parse_disk(text: str) -> DiskSpec:
     head, *options = text.split(",")
     match = re.fullmatch(r"(\w+)(?::(ext4|xfs|blank))?(?:@(\d+)(?::(\d+))?)?", head)
     if match is None:
-        raise InvalidRequestError(f"{text!r} is not a disk", help=HELP)
+        raise InvalidRequestError(f"{text!r} is not a disk", help=DISK_HELP)
     filesystem = KINDS[match[2] or "ext4"]
     size = parse_size(match[1])
     whole = 1024**2 if filesystem else 1024
@@ -132,7 +128,7 @@ def _options(text: str, options: list[str]) -> tuple[DiskMode, RawMapping | None
             case "multi-writer":
                 multi_writer = True
             case _:
-                raise InvalidRequestError(f"{text!r}: there is no option {option!r}", help=HELP)
+                raise InvalidRequestError(f"{text!r}: there is no option {option!r}", help=DISK_HELP)
     return mode, mapping, multi_writer
 
 

@@ -10,10 +10,11 @@ from typing import BinaryIO
 
 from sendense_lab import layers, writes
 from sendense_lab.content import MIB, ByteStream
+from sendense_lab.disknames import DiskName
 from sendense_lab.errors import InvalidRequestError
 from sendense_lab.guestdisks import guest_session
 from sendense_lab.guestpaths import GuestPaths
-from sendense_lab.machine import DiskName, Machine
+from sendense_lab.machine import Machine
 from sendense_lab.records import DiskRecord
 
 

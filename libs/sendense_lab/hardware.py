@@ -6,9 +6,10 @@ import threading
 from typing import Literal
 
 from sendense_lab import creation, guest, reverting, tracking
+from sendense_lab.disknames import DiskName
 from sendense_lab.diskspec import DiskSpec, Slot
 from sendense_lab.errors import InvalidRequestError
-from sendense_lab.machine import DiskName, Machine
+from sendense_lab.machine import Machine
 from sendense_lab.records import BusSharing, Controller, DiskRecord, VmRecord
 
 Settable = dict[str, int | bool | str]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sendense_lab import layers
 from sendense_lab.areas import Area, merge, subtract
-from sendense_lab.machine import DiskName, Machine
+from sendense_lab.disknames import DiskName
+from sendense_lab.machine import Machine
 from sendense_lab.records import KeptDisk, KeptSnapshot, SnapshotRecord
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import structlog
 
-from sendense_lab import cleanup, faults, kept, layers, reverting, snapshots, tracking, writes
+from sendense_lab import cleanup, faults, hardware, kept, layers, reverting, snapshots, tracking, writes
 from sendense_lab.areas import Area, round_out
 from sendense_lab.config import LabSettings
+from sendense_lab.disknames import DiskName
 from sendense_lab.errors import AmbiguousNameError, NotFoundError
 from sendense_lab.events import REVERTED, EventLog
 from sendense_lab.faultboard import FaultBoard
 from sendense_lab.labrecord import ActiveFault
 from sendense_lab.lying import Lies
-from sendense_lab.machine import DiskName, Machine
-from sendense_lab.records import Device, SnapshotDisk, SnapshotRecord
+from sendense_lab.machine import Machine
+from sendense_lab.records import Device, PowerState, SnapshotDisk, SnapshotRecord
 from sendense_lab.store import LabStore
 from sendense_lab.tasks import TaskRunner
 
@@ -171,6 +172,16 @@ class Lab:
             f" lab-host.local has been reverted to the state of snapshot {snapshot.name}, with ID {snapshot.number}",
         )
         return snapshot
+
+    def set_power(self, machine: Machine, state: PowerState) -> None:
+        """Switches a VM on or off.
+
+        Raises:
+            InvalidRequestError: A template cannot run.
+        """
+        hardware.set_power(machine, state)
+        kind, word = ("VmPoweredOnEvent", "on") if state == "poweredOn" else ("VmPoweredOffEvent", "off")
+        self.events.add(kind, machine.record, f"{machine.record.name} is powered {word}")
 
     def changed_areas(
         self, machine: Machine, snapshot: SnapshotRecord | None, device: Device, since: str

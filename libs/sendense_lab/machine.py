@@ -6,15 +6,12 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from sendense_lab.disknames import FIRST_KEY, DiskName
 from sendense_lab.errors import InvalidRequestError, NotFoundError
 from sendense_lab.overlays import Overlay
 from sendense_lab.records import Device, DiskRecord, KeptDisk, Layer, VmRecord
 from sendense_lab.store import LabStore
 
-DiskName = int | str
-"""What a command may call a disk: its index from 0, its device key, or its uuid."""
-FIRST_KEY = 2000
-"""Device key of the first disk on the first SCSI controller, as in vSphere."""
 _AnyDisk = TypeVar("_AnyDisk", bound=Device | KeptDisk)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
 import typer
 
 from sendense_lab import commands
 from sendense_lab.config import LabSettings
 from sendense_lab.errors import LabError
-from sendense_lab.logs import log_to_stderr
 
 app = typer.Typer(no_args_is_help=True, help="A simulated vCenter with real disks.", add_completion=False)
 commands.register(app)
@@ -24,7 +22,12 @@ def serve(
     port: int | None = typer.Option(None, help="TCP port; else that of the last run, or any free one."),
 ) -> None:
     """Runs the simulated vCenter until SIGTERM or Ctrl-C."""
-    from sendense_lab.serve import serve as run_server  # pyVmomi costs every command a quarter second
+    # What only the server needs costs every command half a second.
+
+    import structlog
+
+    from sendense_lab.logs import log_to_stderr
+    from sendense_lab.serve import serve as run_server
 
     log_to_stderr()
     settings = LabSettings()

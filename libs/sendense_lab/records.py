@@ -98,11 +98,14 @@ class SnapshotDisk(Device):
     """A disk as one snapshot saw it; one that snapshots leave out shows the live file."""
 
     change_id: str | None
+    tracking: Tracking | None = None
+    """The disk's tracking as it was then, for a revert."""
 
     @classmethod
-    def of(cls, disk: Device, change_id: str | None) -> SnapshotDisk:
+    def of(cls, disk: Device, change_id: str | None, tracking: Tracking | None) -> SnapshotDisk:
         """Returns a disk's hardware as a snapshot keeps it."""
-        return cls(change_id=change_id, **{name: getattr(disk, name) for name in Device.model_fields})
+        hardware = {name: getattr(disk, name) for name in Device.model_fields}
+        return cls(change_id=change_id, tracking=tracking, **hardware)
 
 
 class Controller(Record):

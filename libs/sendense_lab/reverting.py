@@ -69,9 +69,7 @@ def _back(frozen: SnapshotDisk, top: str, now: DiskRecord | None) -> DiskRecord:
 
 
 def _tracking(now: DiskRecord | None, frozen: SnapshotDisk) -> Tracking | None:
-    """Returns a disk's tracking after a revert; None lets it begin anew, where the snapshot knows none of it."""
-    uuid, sequence = tracking.parse_change_id(frozen.change_id) if frozen.change_id else ("", 0)
-    if now is None or now.tracking is None or now.tracking.uuid != uuid:
+    """Returns a disk's tracking after a revert; None lets it begin anew, where it did so since the snapshot."""
+    if now is None or now.tracking is None or frozen.tracking is None or now.tracking.uuid != frozen.tracking.uuid:
         return None
-    known = {number: areas for number, areas in now.tracking.log.items() if number < sequence}
-    return Tracking(uuid=uuid, sequence=now.tracking.sequence + 1, log=known)
+    return frozen.tracking.model_copy(update={"sequence": now.tracking.sequence + 1})

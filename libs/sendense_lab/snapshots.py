@@ -44,12 +44,12 @@ def create(
         deltas: list[Layer] = []
         for disk in record.disks:
             if not disk.in_snapshots:
-                frozen.append(SnapshotDisk.of(disk, None))
+                frozen.append(SnapshotDisk.of(disk, None, None))
                 disks.append(disk)
                 continue
             raised = tracking.next_sequence(disk)
             change_id = None if disk.uuid in without_change_id else tracking.change_id(raised.tracking)
-            frozen.append(SnapshotDisk.of(disk, change_id))
+            frozen.append(SnapshotDisk.of(disk, change_id, raised.tracking))
             delta = next_delta(record, disk)
             layers.create(machine.directory / delta.file, disk.capacity)
             deltas.append(delta)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import typer
 from rich.table import Table
 
-from sendense_lab.diskspec import HELP
+from sendense_lab.disknames import DISK_HELP
 from sendense_lab.printing import DISK, JSON, Shown, client, show, size, table
 
-DISKS = typer.Option([], help=f"{HELP} Repeat for more disks.")
+DISKS = typer.Option([], help=f"{DISK_HELP} Repeat for more disks.")
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 
 
@@ -157,7 +157,7 @@ def _disk_line(disk: Shown) -> str:
 @app.command("add-disk")
 def vm_add_disk(
     name: str,
-    disk: str = typer.Argument(..., help=HELP),
+    disk: str = typer.Argument(..., help=DISK_HELP),
     small_files: int = typer.Option(0, help="Files of 1 to 64 KiB on it."),
     json_: bool = JSON,
 ) -> None:

@@ -101,10 +101,7 @@ class VmCommands:
     def power(self, arguments: Arguments) -> Any:
         """Switches a VM on or off; nothing happens when it is so already."""
         machine = self._lab.find(arguments["vm"])
-        on = bool(arguments["on"])
-        hardware.set_power(machine, "poweredOn" if on else "poweredOff")
-        kind = "VmPoweredOnEvent" if on else "VmPoweredOffEvent"
-        self._lab.events.add(kind, machine.record, f"{machine.record.name} is powered {'on' if on else 'off'}")
+        self._lab.set_power(machine, "poweredOn" if arguments["on"] else "poweredOff")
         return vm_json(machine)
 
     def register_again(self, arguments: Arguments) -> Any:
@@ -197,7 +194,7 @@ class VmCommands:
         machine = self._lab.find(arguments["vm"])
         snapshot = self._lab.revert(machine, find_snapshot(machine.record, arguments["snapshot"]).moref)
         if arguments.get("power_on"):
-            hardware.set_power(machine, "poweredOn")
+            self._lab.set_power(machine, "poweredOn")
         return snapshot_json(machine.record, snapshot) | {"power_state": machine.record.power_state}
 
     def consolidate(self, arguments: Arguments) -> Any:

@@ -117,8 +117,7 @@ class VmMethods:
 
         def work() -> None:
             _require_power(machine, "poweredOff")
-            hardware.set_power(machine, "poweredOn")
-            self._lab.events.add("VmPoweredOnEvent", machine.record, f"{machine.record.name} is powered on")
+            self._lab.set_power(machine, "poweredOn")
 
         return self._task(call, machine, "powerOn", work)
 
@@ -128,8 +127,7 @@ class VmMethods:
 
         def work() -> None:
             _require_power(machine, "poweredOn")
-            hardware.set_power(machine, "poweredOff")
-            self._lab.events.add("VmPoweredOffEvent", machine.record, f"{machine.record.name} is powered off")
+            self._lab.set_power(machine, "poweredOff")
 
         return self._task(call, machine, "powerOff", work)
 
