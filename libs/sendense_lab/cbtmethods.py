@@ -45,7 +45,7 @@ class CbtMethods:
         except tracking.ChangeIdError as err:
             raise invalid("changeId") from err
         except tracking.TrackingResetError as err:
-            path = datastore_path(record, record.layers[device.top].descriptor)
+            path = datastore_path(record, record.layers[device.top].descriptor, device.datastore)
             raise vim.fault.FileFault(file=path, msg=f"Error caused by file {path}: {err.message}") from err
         length, shown = areas.page(changed, start, device.capacity, self._lab.page_areas(machine, device))
         start, length = self._bend(record, device, start, length)
@@ -62,7 +62,7 @@ class CbtMethods:
             faults.CbtError, vm=record.instance_uuid, disk=device.uuid, fits=lambda fault: fault.query in ("any", query)
         )
         if fault is not None:
-            path = datastore_path(record, record.layers[device.top].descriptor)
+            path = datastore_path(record, record.layers[device.top].descriptor, device.datastore)
             raise vimfaults.make(fault.error, call.request.this, file=path, invalidProperty="changeId")
 
     def _bend(self, record: VmRecord, device: Device, start: int, length: int) -> tuple[int, int]:

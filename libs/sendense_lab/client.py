@@ -104,8 +104,9 @@ class LabClient(LabServer):
         connection: Literal["connected", "disconnected", "inaccessible", "orphaned"] | None = None,
         encrypted: bool | None = None,
         uuid: str | None = None,
+        host: str | None = None,
     ) -> dict[str, Any]:
-        """Changes what is given of a VM; a template is powered off. `uuid` is the BIOS uuid."""
+        """Changes what is given of a VM; a template is powered off. `uuid` is the BIOS uuid, a new host is made."""
         return self.command(
             "vm/set",
             vm=vm,
@@ -118,6 +119,7 @@ class LabClient(LabServer):
             connection=connection,
             encrypted=encrypted,
             uuid=uuid,
+            host=host,
         )
 
     def power_on(self, vm: str) -> dict[str, Any]:
@@ -216,6 +218,23 @@ class LabClient(LabServer):
     def guest_run(self, vm: str, *, share: float, seed: int = 0) -> dict[str, Any]:
         """Changes files at random: about `share` of the guest's file bytes."""
         return self.command("guest/run", vm=vm, share=share, seed=seed)
+
+    def start_writing(self, vm: str, *, seed: int = 0, length: int = 1 << 20, pause_ms: float = 5) -> dict[str, Any]:
+        """Lets the guest write at random on its blank disks until `stop_writing`; at most `length` bytes at a time."""
+        return self.command("guest/start-writing", vm=vm, seed=seed, length=length, pause_ms=pause_ms)
+
+    def stop_writing(self, vm: str) -> dict[str, Any]:
+        """Lets the guest rest again; returns how many `writes` it did."""
+        return self.command("guest/stop-writing", vm=vm)
+
+    @contextlib.contextmanager
+    def writing(self, vm: str, **options: Any) -> Iterator[None]:
+        """Keeps the guest writing for the time of the block; options as of `start_writing`."""
+        self.start_writing(vm, **options)
+        try:
+            yield
+        finally:
+            self.stop_writing(vm)
 
     def changed(self, vm: str, disk: DiskName, since: str, *, snapshot: str | None = None) -> dict[str, Any]:
         """Returns `areas` (offset, length) and `bytes` changed since a change id, up to a snapshot or now.

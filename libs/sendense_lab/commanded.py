@@ -9,7 +9,6 @@ from sendense_lab import tracking
 from sendense_lab.errors import NotFoundError
 from sendense_lab.machine import Machine
 from sendense_lab.records import DiskRecord, KeptDisk, KeptSnapshot, SnapshotDisk, SnapshotRecord, VmRecord
-from sendense_lab.store import DATASTORE
 
 Arguments = dict[str, Any]
 Command = Callable[[Arguments], Any]
@@ -26,6 +25,7 @@ def vm_json(machine: Machine) -> Arguments:
         "instance_uuid": record.instance_uuid,
         "power_state": record.power_state,
         "connection": record.connection,
+        "host": record.host.name,
         "hardware_version": record.hardware_version,
         "template": record.template,
         "encrypted": record.encrypted,
@@ -51,10 +51,11 @@ def disk_json(record: VmRecord, disk: DiskRecord) -> Arguments:
         "capacity_bytes": disk.capacity,
         "filesystem": disk.filesystem or "blank",
         "mountpoint": disk.mountpoint,
+        "datastore": disk.datastore.name,
         "mode": disk.mode,
         "mapping": disk.mapping,
         "multi_writer": disk.multi_writer,
-        "file": f"[{DATASTORE}] {record.directory}/{record.layers[disk.top].descriptor}",
+        "file": f"[{disk.datastore.name}] {record.directory}/{record.layers[disk.top].descriptor}",
         "change_id": tracking.change_id(disk.tracking),
     }
 

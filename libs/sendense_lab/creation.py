@@ -18,7 +18,7 @@ from sendense_lab import content, layers, volumes
 from sendense_lab.diskspec import DiskSpec, take_slot
 from sendense_lab.errors import InvalidRequestError
 from sendense_lab.programs import run
-from sendense_lab.records import Controller, DiskRecord, Layer, VmRecord
+from sendense_lab.records import DATASTORE, Controller, DiskRecord, Layer, Place, VmRecord
 from sendense_lab.store import LabStore
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ def directory_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def plan_disk(record: VmRecord, spec: DiskSpec) -> tuple[VmRecord, DiskRecord]:
+def plan_disk(record: VmRecord, spec: DiskSpec, datastore: Place = DATASTORE) -> tuple[VmRecord, DiskRecord]:
     """Returns a VM's record with one more disk, and that disk; its file is still to be made.
 
     The first disk with a file system is mounted at /, the next at /data, /data2 and so on.
@@ -72,6 +72,7 @@ def plan_disk(record: VmRecord, spec: DiskSpec) -> tuple[VmRecord, DiskRecord]:
         mode=spec.mode,
         mapping=spec.mapping,
         multi_writer=spec.multi_writer,
+        datastore=datastore,
         filesystem=spec.filesystem,
         filesystem_uuid=str(uuid.uuid4()) if spec.filesystem else "",
         mountpoint=next(place for place in places if place not in mountpoints) if spec.filesystem else "",

@@ -8,16 +8,25 @@ from typing import Any
 from pyVmomi import vim
 
 from sendense_lab import tracking
-from sendense_lab.records import Controller, Device, DiskRecord, Layer, SnapshotDisk, SnapshotRecord, VmRecord
-from sendense_lab.store import DATASTORE
+from sendense_lab.records import (
+    DATASTORE,
+    Controller,
+    Device,
+    DiskRecord,
+    Layer,
+    Place,
+    SnapshotDisk,
+    SnapshotRecord,
+    VmRecord,
+)
 
 CONTROLLER_KEY = 1000
 _Disk = vim.vm.device.VirtualDisk
 
 
-def datastore_path(record: VmRecord, file: str) -> str:
+def datastore_path(record: VmRecord, file: str, datastore: Place = DATASTORE) -> str:
     """Returns a file of the VM in vSphere's notation: `[datastore] folder/file`."""
-    return f"[{DATASTORE}] {record.directory}/{file}"
+    return f"[{datastore.name}] {record.directory}/{file}"
 
 
 def devices(record: VmRecord, snapshot: SnapshotRecord | None) -> list[Any]:
@@ -77,8 +86,8 @@ def _change_id(disk: Device) -> str | None:
 
 def _flat(record: VmRecord, disk: Device, layer: Layer, parent: Any) -> Any:
     return _Disk.FlatVer2BackingInfo(
-        fileName=datastore_path(record, layer.descriptor),
-        datastore=vim.Datastore("datastore-10"),
+        fileName=datastore_path(record, layer.descriptor, disk.datastore),
+        datastore=vim.Datastore(disk.datastore.moref),
         diskMode=disk.mode,
         split=False,
         writeThrough=False,
@@ -94,8 +103,8 @@ def _flat(record: VmRecord, disk: Device, layer: Layer, parent: Any) -> Any:
 
 def _raw_mapping(record: VmRecord, disk: Device, layer: Layer, parent: Any) -> Any:
     return _Disk.RawDiskMappingVer1BackingInfo(
-        fileName=datastore_path(record, layer.descriptor),
-        datastore=vim.Datastore("datastore-10"),
+        fileName=datastore_path(record, layer.descriptor, disk.datastore),
+        datastore=vim.Datastore(disk.datastore.moref),
         lunUuid=f"02000000{uuid.UUID(disk.uuid).hex}",
         deviceName=f"vml.02000000{uuid.UUID(disk.uuid).hex}",
         compatibilityMode=disk.mapping,

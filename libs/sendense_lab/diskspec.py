@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sendense_lab.disknames import DISK_HELP, FIRST_KEY
 from sendense_lab.errors import InvalidRequestError
@@ -47,6 +47,7 @@ class DiskSpec:
         mode: Independent ones are left out of snapshots.
         mapping: Raw device mapping.
         multi_writer: Shared by several VMs.
+        datastore: Name; empty for that of the VM.
     """
 
     size: int
@@ -56,6 +57,7 @@ class DiskSpec:
     mode: DiskMode = "persistent"
     mapping: RawMapping | None = None
     multi_writer: bool = False
+    datastore: str = ""
 
 
 def parse_size(text: str) -> int:
@@ -107,29 +109,28 @@ def parse_disk(text: str) -> DiskSpec:
             help=f"Give whole {'MiB' if filesystem else 'KiB'}, at least {SMALLEST[filesystem] // 1024}K.",
         )
     slot = parse_slot(f"{match[3] or 0}:{match[4] or 0}")
-    mode, mapping, multi_writer = _options(text, options)
-    return DiskSpec(size, filesystem, slot.bus, slot.unit if match[4] else None, mode, mapping, multi_writer)
-
-
-def _options(text: str, options: list[str]) -> tuple[DiskMode, RawMapping | None, bool]:
-    mode: DiskMode = "persistent"
-    mapping: RawMapping | None = None
-    multi_writer = False
+    spec = DiskSpec(size, filesystem, slot.bus, slot.unit if match[4] else None)
     for option in options:
-        match option:
-            case "independent":
-                mode = "independent_persistent"
-            case "nonpersistent":
-                mode = "independent_nonpersistent"
-            case "rdm":
-                mapping = "physicalMode"
-            case "rdm-virtual":
-                mapping = "virtualMode"
-            case "multi-writer":
-                multi_writer = True
-            case _:
-                raise InvalidRequestError(f"{text!r}: there is no option {option!r}", help=DISK_HELP)
-    return mode, mapping, multi_writer
+        spec = _with_option(spec, text, option)
+    return spec
+
+
+def _with_option(spec: DiskSpec, text: str, option: str) -> DiskSpec:
+    match option.split("="):
+        case ["independent"]:
+            return replace(spec, mode="independent_persistent")
+        case ["nonpersistent"]:
+            return replace(spec, mode="independent_nonpersistent")
+        case ["rdm"]:
+            return replace(spec, mapping="physicalMode")
+        case ["rdm-virtual"]:
+            return replace(spec, mapping="virtualMode")
+        case ["multi-writer"]:
+            return replace(spec, multi_writer=True)
+        case ["datastore", name] if re.fullmatch(r"[\w.-]{1,42}", name):
+            return replace(spec, datastore=name)
+        case _:
+            raise InvalidRequestError(f"{text!r}: there is no option {option!r}", help=DISK_HELP)
 
 
 def take_slot(spec: DiskSpec, taken: Iterable[Device]) -> Slot:

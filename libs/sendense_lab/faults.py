@@ -238,10 +238,16 @@ class ReadRefused(OfRead):
 
 
 class DatastoreFree(Fault):
-    """The datastore has so many bytes left; with 0 no snapshot can be created."""
+    """The datastore has so many bytes left; with 0 no snapshot of a VM with a disk there can be created."""
 
     kind: Literal["datastore-free"] = "datastore-free"
     bytes: int = Field(ge=0)
+    datastore: str = "*"
+    """Name of the datastore; `*` for all."""
+
+    def fits(self, datastore: str) -> bool:
+        """Whether it is about this datastore."""
+        return fnmatchcase(datastore, self.datastore)
 
 
 AnyFault = Annotated[

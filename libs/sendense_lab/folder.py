@@ -11,8 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from sendense_lab import vmfiles
 from sendense_lab.lab import Lab
 from sendense_lab.machine import Machine
-from sendense_lab.records import Device, Layer, VmRecord
-from sendense_lab.store import DATASTORE
+from sendense_lab.records import DATASTORE, Device, Layer, VmRecord
 
 DATACENTER_NAME = "lab"
 
@@ -59,34 +58,36 @@ def locate(lab: Lab, target: str) -> Extent | bytes:
         FolderError: It does not exist, or the running VM holds it locked: the flat file can be read only while
             a snapshot keeps it frozen or the VM is off.
     """
-    directory, file = _split(target)
+    datastore, directory, file = _split(target)
     for machine in list(lab.machines.values()):
         if machine.record.directory == directory:
-            return _file_of(machine, file)
+            return _file_of(machine, datastore, file)
     raise FolderError(404, f"No file {directory}/{file}")
 
 
 @functools.lru_cache(maxsize=256)  # thousands of ranges of a disk name the same URL
-def _split(target: str) -> tuple[str, str]:
+def _split(target: str) -> tuple[str, str, str]:
     url = urlsplit(target)
     query = parse_qs(url.query)
-    if query.get("dsName") != [DATASTORE] or query.get("dcPath") != [DATACENTER_NAME]:
-        raise FolderError(404, f"No datastore of that name: dcPath={DATACENTER_NAME}&dsName={DATASTORE} it is")
+    if query.get("dcPath") != [DATACENTER_NAME] or len(query.get("dsName", [])) != 1:
+        raise FolderError(404, f"No datastore of that name: dcPath={DATACENTER_NAME}&dsName={DATASTORE.name} it is")
     directory, _, file = unquote(url.path).removeprefix("/folder/").partition("/")
-    return directory, file
+    return query["dsName"][0], directory, file
 
 
-def _file_of(machine: Machine, file: str) -> Extent | bytes:
+def _file_of(machine: Machine, datastore: str, file: str) -> Extent | bytes:
     record = machine.record
     layer = next((found for found in record.layers.values() if file in (found.file, found.descriptor)), None)
     if layer is None:
         small = vmfiles.small_files(record).get(file)
-        if small is None:
-            raise FolderError(404, f"No file {file}")
+        if small is None or datastore != DATASTORE.name:
+            raise FolderError(404, f"No file {file} on {datastore}")
         return small
+    disk = _disk_of(record, record.chain(layer.file)[0])
+    if disk.datastore.name != datastore:
+        raise FolderError(404, f"No file {file} on {datastore}")
     if layer.parent is not None:
         raise FolderError(500, f"{file} is a delta: it has no flat extent that could be read here")
-    disk = _disk_of(record, layer)
     if disk.mapping is not None:
         raise FolderError(500, f"{file} is a raw device mapping: its bytes are on no datastore")
     if file == layer.descriptor:

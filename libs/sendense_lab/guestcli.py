@@ -96,3 +96,25 @@ def guest_run(
         ),
         json_,
     )
+
+
+@app.command("start-writing")
+def guest_start_writing(
+    name: str,
+    seed: int = typer.Option(0, help="Of places and bytes."),
+    length: int = typer.Option(1 << 20, help="Most bytes of one write."),
+    pause_ms: float = typer.Option(5, help="Between two writes."),
+    json_: bool = JSON,
+) -> None:
+    """Lets the guest write by itself, at random, on its disks without a file system."""
+    show(
+        lambda: client().start_writing(name, seed=seed, length=length, pause_ms=pause_ms),
+        lambda shown: f"the guest of {shown['vm']} is writing",
+        json_,
+    )
+
+
+@app.command("stop-writing")
+def guest_stop_writing(name: str, json_: bool = JSON) -> None:
+    """Lets the guest rest again."""
+    show(lambda: client().stop_writing(name), lambda shown: f"{shown['writes']} writes", json_)

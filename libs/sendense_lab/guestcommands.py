@@ -7,6 +7,7 @@ from typing import Any
 
 from sendense_lab import guest, guestchanges
 from sendense_lab.commanded import Arguments, Command
+from sendense_lab.content import MIB
 from sendense_lab.errors import NotFoundError
 from sendense_lab.lab import Lab
 
@@ -25,6 +26,8 @@ class GuestCommands:
             "guest/rm": self.rm,
             "guest/cat": self.cat,
             "guest/run": self.run,
+            "guest/start-writing": self.start_writing,
+            "guest/stop-writing": self.stop_writing,
         }
 
     def write(self, arguments: Arguments) -> Any:
@@ -68,6 +71,22 @@ class GuestCommands:
             "share": changes.bytes_changed / max(changes.file_bytes, 1),
             "operations": changes.operations,
         }
+
+    def start_writing(self, arguments: Arguments) -> Any:
+        """Lets the guest write by itself from now on, on its blank disks."""
+        machine = self._lab.find(arguments["vm"])
+        self._lab.busy.start(
+            machine,
+            seed=int(arguments.get("seed") or 0),
+            length=int(arguments.get("length") or MIB),
+            pause=float(arguments.get("pause_ms") or 0) / 1000,
+        )
+        return {"vm": machine.record.moref, "writing": True}
+
+    def stop_writing(self, arguments: Arguments) -> Any:
+        """Lets the guest rest again."""
+        machine = self._lab.find(arguments["vm"])
+        return {"vm": machine.record.moref, "writing": False, "writes": self._lab.busy.stop(machine)}
 
 
 def _local(name: str) -> Path:

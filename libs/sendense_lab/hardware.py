@@ -10,20 +10,27 @@ from sendense_lab.disknames import DiskName
 from sendense_lab.diskspec import DiskSpec, Slot
 from sendense_lab.errors import InvalidRequestError
 from sendense_lab.machine import Machine
-from sendense_lab.records import BusSharing, Controller, DiskRecord, VmRecord
+from sendense_lab.records import DATASTORE, BusSharing, Controller, DiskRecord, Place, VmRecord
 
-Settable = dict[str, int | bool | str]
+Settable = dict[str, int | bool | str | Place]
 """Values of `VmRecord` by field name, as `configure` takes them."""
 
 
-def add_disk(machine: Machine, spec: DiskSpec, *, small_files: int, stopping: threading.Event) -> DiskRecord:
+def add_disk(
+    machine: Machine,
+    spec: DiskSpec,
+    datastore: Place = DATASTORE,
+    *,
+    small_files: int,
+    stopping: threading.Event,
+) -> DiskRecord:
     """Adds a disk; one with a file system is written into the running guest's fstab.
 
     Raises:
         InvalidRequestError: The slot is taken or the controller full.
     """
     with machine.lock:
-        record, disk = creation.plan_disk(machine.record, spec)
+        record, disk = creation.plan_disk(machine.record, spec, datastore)
         creation.write_disks(record, [disk], machine.store, small_files, stopping)
         machine.save(stunned(record))  # adding it is a stun: a tracked VM's disk is tracked from its first byte
         if disk.filesystem and disk.mountpoint != "/" and record.power_state == "poweredOn":
@@ -58,7 +65,7 @@ def recreate_disk(machine: Machine, name: DiskName, *, capacity: int | None, sto
         old = remove_disk(machine, name)
         size = old.capacity if capacity is None else capacity
         spec = DiskSpec(size, None, old.bus, old.unit, old.mode, old.mapping, old.multi_writer)
-        disk = add_disk(machine, spec, small_files=0, stopping=stopping)
+        disk = add_disk(machine, spec, old.datastore, small_files=0, stopping=stopping)
         move_disk(machine, disk.key, position=position)
         return disk
 
@@ -144,8 +151,8 @@ def configure(machine: Machine, changes: Settable) -> None:
 
     Args:
         machine: The VM.
-        changes: `name`, `hardware_version`, `tracking_supported`, `tools`, `connection`, `template`, `encrypted`,
-            `uuid`, `instance_uuid`, by the names of `VmRecord`.
+        changes: `hardware_version`, `tracking_supported`, `tools`, `connection`, `host`, `template`, `encrypted`,
+            `uuid`, by the names of `VmRecord`.
 
     Raises:
         InvalidRequestError: A template would be running.

@@ -13,9 +13,8 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from sendense_lab import vmview
+from sendense_lab import placeview, vmview
 from sendense_lab.lab import Lab
-from sendense_lab.store import DATASTORE
 from sendense_lab.tasks import LabTask
 
 ROOT_FOLDER = "group-d1"
@@ -26,8 +25,6 @@ DATASTORE_FOLDER = "group-s5"
 NETWORK_FOLDER = "group-n6"
 COMPUTE = "domain-s7"
 RESOURCE_POOL = "resgroup-8"
-HOST = "host-9"
-DATASTORE_ID = "datastore-10"
 API_VERSION = "8.0.3.0"
 
 PROPERTY_COLLECTOR = "propertyCollector"
@@ -93,7 +90,7 @@ class Inventory:
             if machine is None:
                 return None
             parent = self.folder_ids().get(machine.record.folder, VM_FOLDER)
-            return vmview.vm_properties(machine, self._lab, vim.Folder(parent), HOST, DATASTORE_ID, RESOURCE_POOL)
+            return vmview.vm_properties(machine, self._lab, vim.Folder(parent), RESOURCE_POOL)
         if isinstance(ref, vim.vm.Snapshot):
             found = self._lab.find_snapshot(moref)
             return vmview.snapshot_properties(*found) if found else None
@@ -105,6 +102,7 @@ class Inventory:
     def _fixed(self) -> dict[str, dict[str, Reader]]:
         """Returns the readers of the objects that every lab has."""
         folders = self.folder_ids()
+        hosts, datastores = placeview.references(self._lab)
         table: dict[str, dict[str, Reader]] = {
             "ServiceInstance": {
                 "content": lambda: service_content(self._lab),
@@ -118,7 +116,7 @@ class Inventory:
                 "hostFolder": lambda: vim.Folder(HOST_FOLDER),
                 "datastoreFolder": lambda: vim.Folder(DATASTORE_FOLDER),
                 "networkFolder": lambda: vim.Folder(NETWORK_FOLDER),
-                "datastore": lambda: [vim.Datastore(DATASTORE_ID)],
+                "datastore": lambda: datastores,
             },
             VM_FOLDER: _folder(
                 "vm", vim.Datacenter(DATACENTER), self._vm_folder_children, ["Folder", "VirtualMachine"]
@@ -126,15 +124,13 @@ class Inventory:
             HOST_FOLDER: _folder(
                 "host", vim.Datacenter(DATACENTER), lambda: [vim.ComputeResource(COMPUTE)], ["ComputeResource"]
             ),
-            DATASTORE_FOLDER: _folder(
-                "datastore", vim.Datacenter(DATACENTER), lambda: [vim.Datastore(DATASTORE_ID)], ["Datastore"]
-            ),
+            DATASTORE_FOLDER: _folder("datastore", vim.Datacenter(DATACENTER), lambda: datastores, ["Datastore"]),
             NETWORK_FOLDER: _folder("network", vim.Datacenter(DATACENTER), list, ["Network"]),
             COMPUTE: {
                 "name": lambda: "lab-host.local",
                 "parent": lambda: vim.Folder(HOST_FOLDER),
-                "host": lambda: [vim.HostSystem(HOST)],
-                "datastore": lambda: [vim.Datastore(DATASTORE_ID)],
+                "host": lambda: hosts,
+                "datastore": lambda: datastores,
                 "resourcePool": lambda: vim.ResourcePool(RESOURCE_POOL),
             },
             RESOURCE_POOL: {
@@ -142,28 +138,6 @@ class Inventory:
                 "parent": lambda: vim.ComputeResource(COMPUTE),
                 "owner": lambda: vim.ComputeResource(COMPUTE),
                 "vm": self.vms,
-            },
-            HOST: {
-                "name": lambda: "lab-host.local",
-                "parent": lambda: vim.ComputeResource(COMPUTE),
-                "vm": self.vms,
-                "datastore": lambda: [vim.Datastore(DATASTORE_ID)],
-                "runtime": lambda: vim.host.RuntimeInfo(
-                    connectionState="connected", powerState="poweredOn", inMaintenanceMode=False
-                ),
-            },
-            DATASTORE_ID: {
-                "name": lambda: DATASTORE,
-                "parent": lambda: vim.Folder(DATASTORE_FOLDER),
-                "summary": lambda: _datastore_summary(self._lab),
-                "info": lambda: _datastore_info(self._lab),
-                "vm": self.vms,
-                "host": lambda: [
-                    vim.Datastore.HostMount(
-                        key=vim.HostSystem(HOST),
-                        mountInfo=vim.host.MountInfo(path="/vmfs/volumes/lab", accessMode="readWrite", accessible=True),
-                    )
-                ],
             },
             TASK_MANAGER: {"recentTask": lambda: [vim.Task(task.moref) for task in self._lab.tasks.all()]},
             EVENT_MANAGER: {"maxCollector": lambda: 32},
@@ -176,6 +150,10 @@ class Inventory:
             table[moref] = _folder(
                 name, vim.Folder(VM_FOLDER), functools.partial(self._in_folder, name), ["Folder", "VirtualMachine"]
             )
+        for place in self._lab.record.hosts:
+            table[place.moref] = placeview.host(self._lab, place, vim.ComputeResource(COMPUTE))
+        for place in self._lab.record.datastores:
+            table[place.moref] = placeview.datastore(self._lab, place, vim.Folder(DATASTORE_FOLDER))
         return table
 
     def _in_folder(self, folder: str) -> list[Any]:
@@ -246,23 +224,3 @@ def _folder(name: str, parent: Any, children: Reader, kinds: list[str]) -> dict[
         "childEntity": children,
         "childType": lambda: [types[kind] for kind in kinds],
     }
-
-
-def _datastore_summary(lab: Lab) -> Any:
-    capacity, free = lab.free_bytes()
-    return vim.Datastore.Summary(
-        datastore=vim.Datastore(DATASTORE_ID),
-        name=DATASTORE,
-        url="ds:///vmfs/volumes/lab/",
-        capacity=capacity,
-        freeSpace=free,
-        accessible=True,
-        multipleHostAccess=False,
-        type="VMFS",
-        maintenanceMode="normal",
-    )
-
-
-def _datastore_info(lab: Lab) -> Any:
-    _, free = lab.free_bytes()
-    return vim.Datastore.Info(name=DATASTORE, url="ds:///vmfs/volumes/lab/", freeSpace=free, maxFileSize=free)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
 from sendense_lab import cleanup, faults, hardware, kept, layers, reverting, snapshots, tracking, writes
 from sendense_lab.areas import Area, round_out
+from sendense_lab.busyguest import BusyGuests
 from sendense_lab.config import LabSettings
 from sendense_lab.disknames import DiskName
 from sendense_lab.errors import AmbiguousNameError, NotFoundError
@@ -19,7 +21,7 @@ from sendense_lab.faultboard import FaultBoard
 from sendense_lab.labrecord import ActiveFault
 from sendense_lab.lying import Lies
 from sendense_lab.machine import Machine
-from sendense_lab.records import Device, PowerState, SnapshotDisk, SnapshotRecord
+from sendense_lab.records import DATASTORE, Device, Place, PowerState, SnapshotDisk, SnapshotRecord
 from sendense_lab.store import LabStore
 from sendense_lab.tasks import TaskRunner
 
@@ -38,6 +40,7 @@ class Lab:
         tasks: vCenter's tasks.
         events: vCenter's events.
         faults: How it was told to misbehave.
+        busy: Guests that write by themselves.
         calls: The latest API calls: method and managed object id.
         stopping: Set when long work must end soon and undo itself.
         lock: Guards `record`, and the names of VMs.
@@ -60,6 +63,7 @@ class Lab:
         self.tasks = TaskRunner(self.notify)
         self.events = EventLog(settings.root / "events.jsonl")
         self.faults = FaultBoard(self.record.faults, self.record.faults_made, self._save_faults)
+        self.busy = BusyGuests()
         self._lies = Lies(self.faults)
         self._remove_unfinished()
         for machine in self.machines.values():
@@ -69,6 +73,7 @@ class Lab:
     def close(self) -> None:
         """Ends in order: waits for tasks and guest operations under way."""
         self.give_up()
+        self.busy.stop_all()
         self.tasks.close()
         for machine in list(self.machines.values()):
             with machine.lock:
@@ -97,6 +102,20 @@ class Lab:
             number = self.record.next_id + 1
             self.save(next_id=number)
             return number
+
+    def host(self, name: str) -> Place:
+        """Returns a host by its name, a new one if need be."""
+        with self.lock:
+            place = _place(self.record.hosts, name, "host")
+            self.save(hosts=tuple(dict.fromkeys((*self.record.hosts, place))))
+            return place
+
+    def datastore(self, name: str) -> Place:
+        """Returns a datastore by its name, a new one if need be."""
+        with self.lock:
+            place = _place(self.record.datastores, name, "datastore")
+            self.save(datastores=tuple(dict.fromkeys((*self.record.datastores, place))))
+            return place
 
     def save(self, **update: object) -> None:
         """Changes the lab's record; the caller holds `lock`."""
@@ -168,7 +187,7 @@ class Lab:
         self.events.add(
             REVERTED,
             record,
-            f"The execution state of the virtual machine {record.name} on host lab-host.local, in compute resource"
+            f"The execution state of the virtual machine {record.name} on host {record.host.name}, in compute resource"
             f" lab-host.local has been reverted to the state of snapshot {snapshot.name}, with ID {snapshot.number}",
         )
         return snapshot
@@ -249,11 +268,16 @@ class Lab:
             help="A removed one can be exported only when the lab ran with SENDENSE_LAB_KEEP_SNAPSHOTS=1.",
         )
 
-    def free_bytes(self) -> tuple[int, int]:
-        """Returns capacity and free space of the datastore, bytes."""
+    def free_bytes(self, datastore: Place = DATASTORE) -> tuple[int, int]:
+        """Returns capacity and free space of a datastore, bytes."""
         usage = shutil.disk_usage(self.store.datastore)
-        fault = self.faults.take(faults.DatastoreFree)
+        fault = self.faults.take(faults.DatastoreFree, fits=lambda fault: fault.fits(datastore.name))
         return usage.total, fault.bytes if fault else usage.free
+
+
+def _place(known: Sequence[Place], name: str, kind: str) -> Place:
+    found = next((place for place in known if place.name == name), None)
+    return found or Place(name=name, moref=f"{kind}-{1000 + len(known)}")
 
 
 def _remove_strays(machine: Machine) -> None:

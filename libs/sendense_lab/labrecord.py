@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from sendense_lab.faults import AnyFault
-from sendense_lab.records import Record
+from sendense_lab.records import DATASTORE, HOST, Place, Record
 
 
 class ActiveFault(Record):
@@ -36,5 +36,7 @@ class LabRecord(Record):
     next_id: int = 1000
     folders: dict[str, str] = Field(default_factory=dict)
     """Folders below the datacenter's VM folder: name to managed object id."""
+    hosts: tuple[Place, ...] = (HOST,)
+    datastores: tuple[Place, ...] = (DATASTORE,)
     faults: tuple[ActiveFault, ...] = ()
     faults_made: int = 0

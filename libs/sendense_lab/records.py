@@ -29,6 +29,19 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Place(Record):
+    """A host or a datastore."""
+
+    name: str
+    moref: str
+
+
+HOST = Place(name="lab-host.local", moref="host-9")
+"""The host on which VMs are, unless told otherwise."""
+DATASTORE = Place(name="labstore", moref="datastore-10")
+"""The datastore of every VM's own files, and of its disks unless told otherwise."""
+
+
 class Layer(Record):
     """One file of a disk's redo logs, in the VM's folder of the datastore.
 
@@ -75,6 +88,7 @@ class Device(Record):
     mapping: RawMapping | None = None
     """Raw device mapping; None for a disk in a file."""
     multi_writer: bool = False
+    datastore: Place = DATASTORE
     filesystem: Filesystem | None = None
     """None for a blank disk."""
     filesystem_uuid: str = ""
@@ -180,6 +194,7 @@ class VmRecord(Record):
     tracking_supported: bool = True
     power_state: PowerState = "poweredOn"
     connection: ConnectionState = "connected"
+    host: Place = HOST
     tools: Tools = "running"
     template: bool = False
     encrypted: bool = False
@@ -246,6 +261,11 @@ class VmRecord(Record):
         gone = set(without)
         kept = {file: layer for file, layer in self.layers.items() if file not in gone}
         return self.model_copy(update={"layers": kept | {layer.file: layer for layer in layers}})
+
+    @property
+    def datastores(self) -> tuple[Place, ...]:
+        """The datastores on which its files are, that of its own first."""
+        return tuple(dict.fromkeys([DATASTORE, *(disk.datastore for disk in self.disks)]))
 
     @property
     def files_in_use(self) -> set[str]:

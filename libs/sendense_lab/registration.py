@@ -11,7 +11,7 @@ from sendense_lab.diskspec import DiskSpec
 from sendense_lab.errors import InvalidRequestError
 from sendense_lab.lab import Lab
 from sendense_lab.machine import Machine
-from sendense_lab.records import VmRecord
+from sendense_lab.records import DATASTORE, VmRecord
 
 
 def create_vm(
@@ -58,7 +58,7 @@ def create_vm(
         )
         try:
             for spec in disks:
-                record, _ = creation.plan_disk(record, spec)
+                record, _ = creation.plan_disk(record, spec, lab.datastore(spec.datastore or DATASTORE.name))
             creation.write_disks(record, record.disks, lab.store, small_files, lab.stopping)
         except BaseException:
             shutil.rmtree(lab.store.datastore / directory)
@@ -103,6 +103,7 @@ def _reserve(lab: Lab, name: str, folder: str) -> str:
 def delete_vm(lab: Lab, name: str) -> VmRecord:
     """Removes a VM, its snapshots and whatever was kept of it."""
     machine = lab.find(name)
+    lab.busy.stop(machine)
     with machine.lock:
         record = machine.record
         del lab.machines[record.moref]

@@ -12,8 +12,6 @@ from sendense_lab.errors import LabError
 from sendense_lab.labrecord import LabRecord
 from sendense_lab.records import Record, VmRecord
 
-DATASTORE = "labstore"
-"""Name of the one datastore; its files are in `lab/datastore/`."""
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
@@ -22,7 +20,7 @@ class LabStore:
 
     Attributes:
         root: `$SENDENSE_HOME/lab`.
-        datastore: The VMs' files, one folder each.
+        datastore: The VMs' files, one folder each, whatever datastore they are on.
         kept: Content of removed snapshots.
         run: Mount points and process ids of operations under way; empty when none is.
     """

@@ -106,6 +106,7 @@ def vm_set(
     connection: str | None = typer.Option(None, help="connected, disconnected, inaccessible or orphaned."),
     encrypted: bool | None = typer.Option(None, help="Its files in the datastore are ciphertext then."),
     bios_uuid: str | None = typer.Option(None, help="Several VMs may have the same."),
+    host: str | None = typer.Option(None, help="The host on which it is; a new one is made."),
     json_: bool = JSON,
 ) -> None:
     """Changes what is given of a VM."""
@@ -122,6 +123,7 @@ def vm_set(
             connection=connection,
             encrypted=encrypted,
             uuid=bios_uuid,
+            host=host,
         ),
         lambda vm: f"{vm['moref']} {vm['name']} changed",
         json_,

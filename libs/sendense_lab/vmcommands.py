@@ -9,7 +9,7 @@ from sendense_lab.commanded import Arguments, Command, disk_json, find_snapshot,
 from sendense_lab.errors import InvalidRequestError
 from sendense_lab.lab import Lab
 from sendense_lab.machine import Machine
-from sendense_lab.records import KeptSnapshot, SnapshotRecord
+from sendense_lab.records import DATASTORE, KeptSnapshot, SnapshotRecord
 
 SETTABLE = {
     "hardware_version": int,
@@ -89,7 +89,9 @@ class VmCommands:
         """Changes settings of a VM; those not given stay."""
         machine = self._lab.find(arguments["vm"])
         given = {field: value for field, value in arguments.items() if field in SETTABLE and value is not None}
-        changes = {field: SETTABLE[field](value) for field, value in given.items()}
+        changes: hardware.Settable = {field: SETTABLE[field](value) for field, value in given.items()}
+        if arguments.get("host"):
+            changes["host"] = self._lab.host(arguments["host"])
         if arguments.get("name"):
             registration.rename_vm(self._lab, machine, arguments["name"])
         if arguments.get("change_tracking") is not None:
@@ -114,9 +116,11 @@ class VmCommands:
     def add_disk(self, arguments: Arguments) -> Any:
         """Adds a disk."""
         machine = self._lab.find(arguments["vm"])
+        spec = diskspec.parse_disk(arguments["disk"])
         disk = hardware.add_disk(
             machine,
-            diskspec.parse_disk(arguments["disk"]),
+            spec,
+            self._lab.datastore(spec.datastore or DATASTORE.name),
             small_files=int(arguments.get("small_files", 0)),
             stopping=self._lab.stopping,
         )

@@ -39,9 +39,10 @@ class VmMethods:
             self._spoil(faults.SnapshotCreate, machine)
             if quiesce and record.power_state == "poweredOn" and record.tools == "running":
                 self._spoil(faults.Quiesce, machine)
-            if self._lab.free_bytes()[1] == 0:
-                path = datastore_path(record, record.directory)
-                raise vim.fault.NoDiskSpace(file=path, datastore="labstore", msg=f"No space left for {path}")
+            for place in record.datastores:
+                if self._lab.free_bytes(place)[1] == 0:
+                    path = datastore_path(record, record.directory, place)
+                    raise vim.fault.NoDiskSpace(file=path, datastore=place.name, msg=f"No space left for {path}")
             snapshot = self._lab.create_snapshot(machine, name, description, quiesce=quiesce)
             return vim.vm.Snapshot(snapshot.moref)
 

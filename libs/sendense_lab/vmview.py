@@ -13,7 +13,6 @@ from sendense_lab.deviceview import datastore_path
 from sendense_lab.lab import Lab
 from sendense_lab.machine import Machine
 from sendense_lab.records import SnapshotRecord, VmRecord
-from sendense_lab.store import DATASTORE
 
 UNREADABLE = ("inaccessible", "orphaned")
 """Connection states in which vCenter knows a VM's name only."""
@@ -21,7 +20,7 @@ FIRST_VERSION_WITH_TRACKING = 7
 Reader = Callable[[], Any]
 
 
-def vm_properties(machine: Machine, lab: Lab, parent: Any, host: str, datastore: str, pool: str) -> dict[str, Reader]:
+def vm_properties(machine: Machine, lab: Lab, parent: Any, pool: str) -> dict[str, Reader]:
     """Returns the readers of a VM's properties, by name."""
     record = machine.record
     return {
@@ -29,12 +28,12 @@ def vm_properties(machine: Machine, lab: Lab, parent: Any, host: str, datastore:
         "parent": lambda: parent,
         "config": lambda: vm_config(record) if record.connection not in UNREADABLE else None,
         "capability": lambda: _capability(record),
-        "runtime": lambda: _runtime(record, host),
-        "summary": lambda: _summary(record, host),
+        "runtime": lambda: _runtime(record),
+        "summary": lambda: _summary(record),
         "guest": lambda: _guest(record),
         "snapshot": lambda: _snapshot_info(record),
         "rootSnapshot": lambda: [vim.vm.Snapshot(snapshot.moref) for snapshot in record.children(None)],
-        "datastore": lambda: [vim.Datastore(datastore)],
+        "datastore": lambda: [vim.Datastore(place.moref) for place in record.datastores],
         "network": list,
         "resourcePool": lambda: vim.ResourcePool(pool),
         "layoutEx": lambda: _layout(machine),
@@ -69,8 +68,8 @@ def vm_config(record: VmRecord, snapshot: SnapshotRecord | None = None) -> Any:
         annotation="",
         files=vim.vm.FileInfo(
             vmPathName=datastore_path(record, f"{record.directory}.vmx"),
-            snapshotDirectory=f"[{DATASTORE}] {record.directory}/",
-            logDirectory=f"[{DATASTORE}] {record.directory}/",
+            snapshotDirectory=datastore_path(record, ""),
+            logDirectory=datastore_path(record, ""),
         ),
         flags=vim.vm.FlagInfo(),
         defaultPowerOps=vim.vm.DefaultPowerOpInfo(),
@@ -103,9 +102,9 @@ def _capability(record: VmRecord) -> Any:
     )
 
 
-def _runtime(record: VmRecord, host: str) -> Any:
+def _runtime(record: VmRecord) -> Any:
     return vim.vm.RuntimeInfo(
-        host=vim.HostSystem(host),
+        host=vim.HostSystem(record.host.moref),
         connectionState=record.connection,
         powerState=record.power_state,
         consolidationNeeded=record.consolidation_needed,
@@ -116,10 +115,10 @@ def _runtime(record: VmRecord, host: str) -> Any:
     )
 
 
-def _summary(record: VmRecord, host: str) -> Any:
+def _summary(record: VmRecord) -> Any:
     return vim.vm.Summary(
         vm=vim.VirtualMachine(record.moref),
-        runtime=_runtime(record, host),
+        runtime=_runtime(record),
         config=vim.vm.Summary.ConfigSummary(
             name=record.name,
             template=record.template,

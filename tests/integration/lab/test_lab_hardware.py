@@ -199,6 +199,43 @@ def test_a_shared_bus_or_disk_allows_no_snapshot_and_has_no_tracking(
         vcenter.snapshot(shared, "s")
 
 
+def test_disks_and_vms_may_be_in_several_places(lab: LabClient, vcenter: Vcenter, made: Any) -> None:
+    name, vm = made("1M:blank", "1M:blank,datastore=second")
+    assert [d.backing.fileName for d in disks(vm.config)] == [
+        f"[labstore] {name}/{name}.vmdk",
+        f"[second] {name}/{name}_1.vmdk",
+    ]
+    assert [d.backing.datastore.name for d in disks(vm.config)] == ["labstore", "second"]
+    assert [place.name for place in vm.datastore] == ["labstore", "second"]
+    assert vm in vm.datastore[1].vm
+    datacenter = vcenter.content.rootFolder.childEntity[0]
+    assert [place.name for place in datacenter.datastore] == ["labstore", "second"]
+    with lab.fault("datastore-free", bytes=0, datastore="second"):
+        assert [place.summary.freeSpace > 0 for place in vm.datastore] == [True, False]
+        with pytest.raises(vim.fault.NoDiskSpace) as full:
+            vcenter.snapshot(vm, "s")
+        assert full.value.datastore == "second"
+        _, other = made("1M:blank")
+        vcenter.remove(vcenter.snapshot(other, "s"))
+    lab.recreate_disk(name, 1)
+    assert disks(vm.config)[1].backing.datastore.name == "second"
+    lab.power_off(name)
+    account = lab.credentials()
+    context = ssl.create_default_context(cafile=account["certificate"])
+    connection = http.client.HTTPSConnection(account["host"], account["port"], context=context)
+    for place, expected in (("second", 200), ("labstore", 404), ("third", 404)):
+        path = f"/folder/{name}/{name}_1-flat.vmdk?dcPath=lab&dsName={place}"
+        connection.request("HEAD", path, headers={"Cookie": vcenter.cookie})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == expected
+    connection.close()
+    lab.set_vm(name, host="other-host.local")
+    assert vm.runtime.host.name == "other-host.local"
+    assert vm.runtime.host.vm == [vm]
+    assert {found.name for found in datacenter.hostFolder.childEntity[0].host} == {"lab-host.local", "other-host.local"}
+
+
 def test_a_vm_may_have_no_disk(vcenter: Vcenter, made: Any) -> None:
     _, vm = made()
     assert disks(vm.config) == []

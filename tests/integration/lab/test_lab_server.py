@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from lab_rig import Vcenter, blocks, differing_blocks, disks, leftovers
+from typer.testing import CliRunner
 
 from sendense_lab.client import LabClient
 from sendense_lab.errors import LabError, ServerNotRunningError
+from sendense_lab.main import app
 
 
 def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -142,26 +145,34 @@ def test_a_stop_during_creation_leaves_no_mount_and_no_vm(short_tmp: Path) -> No
         assert list((short_tmp / "lab" / "datastore").iterdir()) == []
 
 
-def test_the_command_line_does_what_it_says(lab: LabClient, home: Path, tmp_path: Path) -> None:
-    made = command(home, "vm", "create", "cli", "--disk", "16M:ext4", "--seed", "4", "--small-files", "5", "--json")
+def test_the_command_line_does_what_it_says(
+    lab: LabClient, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENDENSE_HOME", str(home))
+    runner = CliRunner()
+
+    def command(*arguments: str) -> Result:
+        return runner.invoke(app, arguments)
+
+    made = command("vm", "create", "cli", "--disk", "16M:ext4", "--seed", "4", "--small-files", "5", "--json")
     moref = json.loads(made.stdout)["moref"]
     (tmp_path / "in").write_bytes(b"hello \xff\n")
-    assert command(home, "guest", "put", "cli", str(tmp_path / "in"), "/etc/in").returncode == 0
-    assert command(home, "guest", "cat", "cli", "/etc/in").stdout == b"hello \xff\n"
-    assert command(home, "guest", "write", "cli", "--offset", "9000000", "--length", "10").returncode == 0
-    assert json.loads(command(home, "guest", "run", "cli", "--share", "0.1", "--json").stdout)["bytes_changed"] > 0
-    assert command(home, "disk", "export", "cli", str(tmp_path / "raw")).returncode == 0
+    assert command("guest", "put", "cli", str(tmp_path / "in"), "/etc/in").exit_code == 0
+    assert command("guest", "cat", "cli", "/etc/in").stdout_bytes == b"hello \xff\n"
+    assert command("guest", "write", "cli", "--offset", "9000000", "--length", "10").exit_code == 0
+    assert json.loads(command("guest", "run", "cli", "--share", "0.1", "--json").stdout)["bytes_changed"] > 0
+    assert command("disk", "export", "cli", str(tmp_path / "raw")).exit_code == 0
     assert (tmp_path / "raw").stat().st_size == 16 * 1024**2
     client = Vcenter(lab)
     client.enable_tracking(client.vm(moref))
     snapshot = client.snapshot(client.vm(moref), "shown")
-    listed = json.loads(command(home, "vm", "snapshots", "cli", "--json").stdout)["snapshots"][-1]
+    listed = json.loads(command("vm", "snapshots", "cli", "--json").stdout)["snapshots"][-1]
     assert (listed["moref"], listed["name"], listed["kept"]) == (snapshot._GetMoId(), "shown", False)
-    changed = command(home, "disk", "changed", moref, "--since", listed["disks"][0]["change_id"], "--json")
+    changed = command("disk", "changed", moref, "--since", listed["disks"][0]["change_id"], "--json")
     assert json.loads(changed.stdout)["bytes"] == 0
     client.remove(snapshot)
     client.close()
     for human in (["vm", "list"], ["vm", "snapshots", "cli"], ["info"], ["guest", "rm", "cli", "/etc/in"]):
-        assert command(home, *human).returncode == 0
-    assert command(home, "vm", "delete", "cli").returncode == 0
-    assert command(home, "vm", "snapshots", "cli").returncode == 1
+        assert command(*human).exit_code == 0
+    assert command("vm", "delete", "cli").exit_code == 0
+    assert command("vm", "snapshots", "cli").exit_code == 1

@@ -28,6 +28,7 @@ def test_disks_are_read() -> None:
     assert diskspec.parse_disk("64M") == DiskSpec(64 * MIB, "ext4")
     assert diskspec.parse_disk("8193K:blank@1:3") == DiskSpec(8193 * 1024, None, 1, 3)
     assert diskspec.parse_disk("8M:blank@2,independent") == DiskSpec(8 * MIB, None, 2, mode="independent_persistent")
+    assert diskspec.parse_disk("8M:blank,datastore=fast-2").datastore == "fast-2"
     assert diskspec.parse_disk("8M:blank,rdm").mapping == "physicalMode"
     assert diskspec.parse_disk("8M:blank,rdm-virtual,multi-writer") == DiskSpec(
         8 * MIB, None, mapping="virtualMode", multi_writer=True
@@ -38,7 +39,17 @@ def test_disks_are_read() -> None:
     "text",
     [
         *("", "2G:zfs", "8M:ext4", "64M:xfs", "100000000:ext4", "-2G:ext4", "2G:ext4:x", "63K:blank", "65537:blank"),
-        *("8M:blank@4:0", "8M:blank@0:7", "8M:blank@0:16", "8M:blank@", "8M:blank,shiny", "99999T:blank", "8M,"),
+        *(
+            "8M:blank@4:0",
+            "8M:blank@0:7",
+            "8M:blank@0:16",
+            "8M:blank@",
+            "8M:blank,shiny",
+            "99999T:blank",
+            "8M,",
+            "8M:blank,datastore=",
+            "8M:blank,datastore=a/b",
+        ),
     ],
 )
 def test_impossible_disks_are_refused(text: str) -> None:
