@@ -16,7 +16,8 @@ from sendense_lab.errors import LabError
 
 log = structlog.get_logger(__name__)
 
-WORKERS = 4
+WORKERS = 16
+"""A few slow removals must not hold up everybody else."""
 REMEMBERED = 500
 
 
