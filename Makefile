@@ -25,7 +25,8 @@ up: setup ## Run the whole system with the lab's vCenter in the foreground, unti
 down: ## Stop what `make up` runs
 	@$(BIN)/sendense-node down
 
-test: setup ## Run all tests and print the coverage over all processes
+test: ## Run all tests and print the coverage over all processes
+	@deploy/setup test
 	@rm -rf build/coverage && mkdir -p build/coverage
 	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 	@$(BIN)/coverage combine -q build/coverage
@@ -42,6 +43,7 @@ lint: setup ## Check style, types, imports, protos and generated code
 
 bench: setup ## Print ratios against nbdcopy, qemu-img and plain copies
 	$(BIN)/python tests/bench/bench_engine.py
+	$(BIN)/python tests/bench/bench_exports.py
 
 docs: setup ## Build the documentation site into site/
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
