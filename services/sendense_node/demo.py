@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,20 @@ class Demo:
         taken = self.ask("sendense-lab", "vm", "snapshots", VM)["snapshots"]
         # The last one of that name: turning change tracking on needs a snapshot of its own before the first backup.
         snapshot = [each["moref"] for each in taken if each["name"] == f"sendense-{figures.backup_id}"][-1]
-        for number, disk in enumerate(backup["disks"]):
-            raw = self._work / "snapshot.raw"
-            self.ask("sendense-lab", "disk", "export", VM, str(raw), "--disk", str(number), "--snapshot", snapshot)
-            command = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), disk["path"]]
-            outcome = subprocess.run(command, capture_output=True, text=True, check=False)
-            raw.unlink()
-            if outcome.returncode:
-                raise DemoFailedError(f"{disk['path']} differs from its snapshot: {outcome.stdout}{outcome.stderr}")
-            self.compared.append(f"{figures.backup_type} disk {number}")
+        with ThreadPoolExecutor(max_workers=2) as together:
+            disks = enumerate(backup["disks"])
+            for _ in together.map(lambda each: self._compare_layer(snapshot, each[0], each[1]["path"]), disks):
+                pass
+        self.compared += [f"{figures.backup_type} disk {number}" for number in range(len(backup["disks"]))]
+
+    def _compare_layer(self, snapshot: str, number: int, layer: str) -> None:
+        raw = self._work / f"snapshot-{number}.raw"
+        self.ask("sendense-lab", "disk", "export", VM, str(raw), "--disk", str(number), "--snapshot", snapshot)
+        command = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), layer]
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        raw.unlink()
+        if outcome.returncode:
+            raise DemoFailedError(f"{layer} differs from its snapshot: {outcome.stdout}{outcome.stderr}")
 
     def restore_file(self, figures: Figures) -> None:
         """Mounts the increment, extracts a file and compares it with the guest's."""
