@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -100,9 +101,28 @@ def content(uri: str) -> bytes:
     size: int = handle.get_size()
     data = bytearray()
     while len(data) < size:
-        data += handle.pread(min(MIB, size - len(data)), len(data))
+        data += _read(handle, min(MIB, size - len(data)), len(data))
     handle.shutdown()
     return bytes(data)
+
+
+STALL_SECONDS = 30
+
+
+def _read(handle: nbd.NBD, length: int, offset: int) -> bytearray:
+    """Reads with a deadline: once, on a busy machine, a read through the TCP forwarder was never answered.
+
+    That is an open defect (the closing note of 2026-11-23 names it), shown as xfail where it happens and nowhere else.
+    """
+    buffer = nbd.Buffer(length)
+    cookie = handle.aio_pread(buffer, offset)
+    deadline = time.monotonic() + STALL_SECONDS
+    while not handle.aio_command_completed(cookie):
+        if time.monotonic() > deadline:
+            pytest.xfail(f"known defect: a read of {length} bytes at {offset} was not answered in {STALL_SECONDS} s")
+        handle.poll(1000)
+    read: bytearray = buffer.to_bytearray()
+    return read
 
 
 def write(uri: str, data: bytes, offset: int) -> None:
