@@ -16,7 +16,10 @@ def configure_logs(service: str, log_format: str = "console") -> None:
         log_format: `console` for people or `json` for programs.
     """
     renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        # Plain tracebacks: rich ones print local variables, and those may hold passwords and tokens.
+        else structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[
