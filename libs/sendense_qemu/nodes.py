@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +31,6 @@ LEAST_CACHE_BYTES = 1 << 20
 
 CACHE_BYTES = 128 << 20
 """qemu alone would take up to 32 MiB for each layer: 128 exports of 1 TiB, or a few deep chains, fill 4 GiB (tried)."""
-
-FILTER_SUFFIX = ".f"
-"""What the discard filter's node name has behind its image's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +146,20 @@ def raw_node(
     return node
 
 
-def refuse_discard(node_name: str, image: str) -> dict[str, Any]:
-    """Describes a filter over an image that refuses TRIM and passes everything else.
+def refuse_discard(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts a filter over an image that refuses TRIM and passes everything else; it takes the image's node name.
 
-    qemu has no option for that; its `blkdebug` filter fails chosen kinds of request for good.
+    qemu has no option for that; its `blkdebug` filter fails chosen kinds of request for good. Both nodes are opened
+    and closed as one.
 
     Args:
-        node_name: Name of the filter's node.
-        image: Name of the image's node.
+        image: The image, as `qcow2_node` describes it.
     """
+    below = {key: value for key, value in image.items() if key != "node-name"}
     return {
         "driver": "blkdebug",
-        "node-name": _node_name(node_name),
-        "image": image,
+        "node-name": image["node-name"],
+        "image": below,
         # ENOTSUP would be swallowed by qemu's block layer; and without `unmap` TRIM would not reach the filter.
         "discard": "unmap",
         "inject-error": [{"event": "none", "iotype": "discard", "errno": errno.EPERM}],

@@ -18,7 +18,7 @@ from sendense_exports.exportconf import ExportSpec
 from sendense_qemu.cut_off import wake_cut_off_writers
 from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
 from sendense_qemu.monitor import MonitorLostError
-from sendense_qemu.nodes import FILTER_SUFFIX, FileAccess, qcow2_node, raw_node, refuse_discard
+from sendense_qemu.nodes import FileAccess, qcow2_node, raw_node, refuse_discard
 from sendense_qemu.storage_daemon import StorageDaemon
 
 CLOSE_SECONDS = 5.0
@@ -76,35 +76,26 @@ async def open_export(daemon: StorageDaemon, spec: ExportSpec, admitted: Admitte
         OSError: The image cannot be looked at.
     """
     node = node_name(admitted.id)
-    described: list[dict[str, Any]]
     if spec.format == "qcow2":
-        described = [
-            qcow2_node(node, admitted.chain, access, read_only=spec.read_only, cache_bytes=CACHE_BYTES),
-        ]
+        image = qcow2_node(node, admitted.chain, access, read_only=spec.read_only, cache_bytes=CACHE_BYTES)
         if not spec.read_only:
-            described.append(refuse_discard(node + FILTER_SUFFIX, node))
+            image = refuse_discard(image)
     else:
-        described = [
-            raw_node(
-                node,
-                admitted.chain[0],
-                access,
-                read_only=spec.read_only,
-                discard="unmap" if spec.trim else "ignore",
-                size_bytes=spec.size_bytes,
-            )
-        ]
-    added: list[str] = []
+        image = raw_node(
+            node,
+            admitted.chain[0],
+            access,
+            read_only=spec.read_only,
+            discard="unmap" if spec.trim else "ignore",
+            size_bytes=spec.size_bytes,
+        )
+    await daemon.add_node(image)
     try:
-        for each in described:
-            await daemon.add_node(each)
-            added.append(each["node-name"])
-        await daemon.add_nbd_export(admitted.id, added[-1], spec.name, writable=not spec.read_only)
+        await daemon.add_nbd_export(admitted.id, node, spec.name, writable=not spec.read_only)
     except (StorageDaemonGoneError, MonitorLostError):
         raise
     except StorageDaemonError:
-        for name in reversed(added):
-            await daemon.remove_node(name)
+        await daemon.remove_node(node)
         raise
 
 
@@ -138,7 +129,7 @@ async def close_exports(daemon: StorageDaemon, wanted: Mapping[str, bool]) -> di
             await _wake(daemon)
             wake_at += WAKE_SECONDS
         await asyncio.sleep(_POLL_SECONDS)
-    await together([_close_image(daemon, export_id) for export_id in wanted if export_id not in left])
+    await together([daemon.remove_node(node_name(export_id)) for export_id in wanted if export_id not in left])
     return left
 
 
@@ -161,15 +152,3 @@ async def _request(daemon: StorageDaemon, export_id: str, *, hard: bool) -> str:
     except StorageDaemonError as error:
         return str(error)
     return ""
-
-
-async def _close_image(daemon: StorageDaemon, export_id: str) -> None:
-    node = node_name(export_id)
-    try:
-        await daemon.remove_node(node + FILTER_SUFFIX)
-    except (StorageDaemonGoneError, MonitorLostError):
-        raise
-    except StorageDaemonError:
-        # Not every image has a filter. One that is there and stays keeps the image from being closed, which raises.
-        pass
-    await daemon.remove_node(node)

@@ -22,12 +22,12 @@ from sendense_exports.opening import close_exports, node_name, open_export, toge
 from sendense_exports.status import ExportState, ExportStatus
 from sendense_qemu.errors import StorageDaemonError, StorageDaemonGoneError
 from sendense_qemu.monitor import MonitorLostError
-from sendense_qemu.nodes import FILTER_SUFFIX, Aio, FileAccess, file_access
+from sendense_qemu.nodes import Aio, FileAccess, file_access
 from sendense_qemu.storage_daemon import StorageDaemon
 
 log = structlog.get_logger()
 
-_NODE_NAME = re.compile(r"n[0-9a-f]{20}(\.f)?")
+_NODE_NAME = re.compile(r"n[0-9a-f]{20}")
 
 
 @dataclass(slots=True)
@@ -129,9 +129,8 @@ class Serving:
     async def _drop_orphans(self, daemon: StorageDaemon) -> None:
         """Closes images that were opened for an export which then was not made: they would stay locked."""
         used = {node_name(served.id) for served in self.served.values() if served.id}
-        names = sorted(await daemon.node_names(), key=len, reverse=True)  # filters before their images
-        for name in names:
-            if _NODE_NAME.fullmatch(name) and name.removesuffix(FILTER_SUFFIX) not in used:
+        for name in sorted(await daemon.node_names() - used):
+            if _NODE_NAME.fullmatch(name):
                 await daemon.remove_node(name)
 
     def forget_daemon(self) -> None:

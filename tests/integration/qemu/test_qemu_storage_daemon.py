@@ -88,9 +88,8 @@ async def test_trim_in_an_overlay_shows_no_old_data(short_tmp: Path) -> None:
     async with running(short_tmp) as daemon:
         await daemon.serve_nbd(short_tmp / "n.sock")
         access = file_access(chain[0], daemon.aio)
-        await daemon.add_node(qcow2_node("disk", chain, access, read_only=False))
-        await daemon.add_node(refuse_discard("disk.f", "disk"))
-        await daemon.add_nbd_export("e1", "disk.f", "disk-0", writable=True)
+        await daemon.add_node(refuse_discard(qcow2_node("disk", chain, access, read_only=False)))
+        await daemon.add_nbd_export("e1", "disk", "disk-0", writable=True)
 
         def trim() -> None:
             handle = client(short_tmp, "disk-0")
