@@ -9,12 +9,12 @@ from sqlalchemy.exc import IntegrityError
 
 from sendense_backup.store.admission import Admission
 from sendense_backup.store.contexts import Contexts
-from sendense_backup.store.in_line import InLine
 from sendense_backup.store.job_log import JobLog
 from sendense_backup.store.jobs import Jobs
 from sendense_backup.store.leases import Leases
 from sendense_backup.store.running import Running
 from sendense_backup.store.tables import installation
+from sendense_db.engine import Database
 
 
 class Catalogue:
@@ -35,7 +35,7 @@ class Catalogue:
         Args:
             url: SQLAlchemy URL with an async driver.
         """
-        self.database = database = InLine(url)
+        self.database = database = Database(url)
         self.admission = Admission(database)
         self.contexts = Contexts(database)
         self.jobs = Jobs(database)
