@@ -89,8 +89,13 @@ class FieldRule(_message.Message):
 Global___FieldRule: _TypeAlias = FieldRule  # noqa: Y015
 
 ROLE_FIELD_NUMBER: _builtins.int
+LIMITABLE_FIELD_NUMBER: _builtins.int
 RULE_FIELD_NUMBER: _builtins.int
 role: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Role.ValueType]
 """The role that the caller of this RPC must hold."""
+limitable: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Whether a token that is limited to some VMs or repositories may call it. The service then shows and changes only what
+the limits admit. An RPC that does not say so refuses such tokens with PERMISSION_DENIED (TOKEN_LIMITED).
+"""
 rule: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldRule]
 """What the field's value must look like."""

@@ -378,22 +378,28 @@ class DeleteBackupRequest(_message.Message):
     BACKUP_ID_FIELD_NUMBER: _builtins.int
     CASCADE_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """Identifier or a unique prefix of one."""
     cascade: _builtins.bool
     """Delete the backups that build on it too."""
     dry_run: _builtins.bool
     """Only say what would happen."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
         *,
         backup_id: _builtins.str = ...,
         cascade: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "cascade", b"cascade", "dry_run", b"dry_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "cascade", b"cascade", "dry_run", b"dry_run", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -600,16 +606,22 @@ class CancelBackupRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BACKUP_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """Identifier or a unique prefix of one."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
         *,
         backup_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

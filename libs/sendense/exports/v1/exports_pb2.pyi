@@ -334,16 +334,23 @@ Global___DeleteExportResponse: _TypeAlias = DeleteExportResponse  # noqa: Y015
 
 @_typing.final
 class ReloadExportsRequest(_message.Message):
-    """ReloadExportsRequest is empty."""
+    """ReloadExportsRequest asks to read the configuration again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
+        *,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

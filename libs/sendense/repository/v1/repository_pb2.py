@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sendense.access.v1 import options_pb2 as sendense_dot_access_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'sendense/repository/v1/repository.proto\x12\x16sendense.repository.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"\x81\x02\n\nRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0frepository_type\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x1c\n\x14\x61vailable_size_bytes\x18\x07 \x01(\x03\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17ListRepositoriesRequest\"T\n\x18ListRepositoriesResponse\x12\x38\n\x0crepositories\x18\x01 \x03(\x0b\x32\".sendense.repository.v1.Repository\"5\n\x14GetRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xa1\x01\n\x17\x43reateRepositoryRequest\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xb2\xbb\x18#\x08\x01\x10?\x1a\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?\x12&\n\x0frepository_type\x18\x02 \x01(\tB\r\xb2\xbb\x18\t\x08\x01\"\x05local\x12\'\n\x04path\x18\x03 \x01(\tB\x19\xb2\xbb\x18\x15\x08\x01\x10\x80\x04\x1a\x0e/[^\\x00-\\x1f]*2\xd2\x03\n\x11RepositoryService\x12\x97\x01\n\x10ListRepositories\x12/.sendense.repository.v1.ListRepositoriesRequest\x1a\x30.sendense.repository.v1.ListRepositoriesResponse\" \xa8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/repositories\x12\x93\x01\n\rGetRepository\x12,.sendense.repository.v1.GetRepositoryRequest\x1a\".sendense.repository.v1.Repository\"0\xa8\xbb\x18\x01\x82\xd3\xe4\x93\x02&\x12$/api/v1/repositories/{repository_id}\x12\x8c\x01\n\x10\x43reateRepository\x12/.sendense.repository.v1.CreateRepositoryRequest\x1a\".sendense.repository.v1.Repository\"#\xa8\xbb\x18\x04\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/repositories:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'sendense/repository/v1/repository.proto\x12\x16sendense.repository.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"\x81\x02\n\nRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0frepository_type\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x1c\n\x14\x61vailable_size_bytes\x18\x07 \x01(\x03\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17ListRepositoriesRequest\"T\n\x18ListRepositoriesResponse\x12\x38\n\x0crepositories\x18\x01 \x03(\x0b\x32\".sendense.repository.v1.Repository\"5\n\x14GetRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xcf\x01\n\x17\x43reateRepositoryRequest\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xb2\xbb\x18#\x08\x01\x10?\x1a\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?\x12&\n\x0frepository_type\x18\x02 \x01(\tB\r\xb2\xbb\x18\t\x08\x01\"\x05local\x12\'\n\x04path\x18\x03 \x01(\tB\x19\xb2\xbb\x18\x15\x08\x01\x10\x80\x04\x1a\x0e/[^\\x00-\\x1f]*\x12,\n\nrequest_id\x18\x04 \x01(\tB\x18\xb2\xbb\x18\x14\x10@\x1a\x10[A-Za-z0-9._:-]+2\xda\x03\n\x11RepositoryService\x12\x9b\x01\n\x10ListRepositories\x12/.sendense.repository.v1.ListRepositoriesRequest\x1a\x30.sendense.repository.v1.ListRepositoriesResponse\"$\xa8\xbb\x18\x01\xb8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/repositories\x12\x97\x01\n\rGetRepository\x12,.sendense.repository.v1.GetRepositoryRequest\x1a\".sendense.repository.v1.Repository\"4\xa8\xbb\x18\x01\xb8\xbb\x18\x01\x82\xd3\xe4\x93\x02&\x12$/api/v1/repositories/{repository_id}\x12\x8c\x01\n\x10\x43reateRepository\x12/.sendense.repository.v1.CreateRepositoryRequest\x1a\".sendense.repository.v1.Repository\"#\xa8\xbb\x18\x04\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/repositories:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['repository_type']._serialized_options = b'\262\273\030\t\010\001\"\005local'
   _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['path']._loaded_options = None
   _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['path']._serialized_options = b'\262\273\030\025\010\001\020\200\004\032\016/[^\\x00-\\x1f]*'
+  _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\024\020@\032\020[A-Za-z0-9._:-]+'
   _globals['_REPOSITORYSERVICE'].methods_by_name['ListRepositories']._loaded_options = None
-  _globals['_REPOSITORYSERVICE'].methods_by_name['ListRepositories']._serialized_options = b'\250\273\030\001\202\323\344\223\002\026\022\024/api/v1/repositories'
+  _globals['_REPOSITORYSERVICE'].methods_by_name['ListRepositories']._serialized_options = b'\250\273\030\001\270\273\030\001\202\323\344\223\002\026\022\024/api/v1/repositories'
   _globals['_REPOSITORYSERVICE'].methods_by_name['GetRepository']._loaded_options = None
-  _globals['_REPOSITORYSERVICE'].methods_by_name['GetRepository']._serialized_options = b'\250\273\030\001\202\323\344\223\002&\022$/api/v1/repositories/{repository_id}'
+  _globals['_REPOSITORYSERVICE'].methods_by_name['GetRepository']._serialized_options = b'\250\273\030\001\270\273\030\001\202\323\344\223\002&\022$/api/v1/repositories/{repository_id}'
   _globals['_REPOSITORYSERVICE'].methods_by_name['CreateRepository']._loaded_options = None
   _globals['_REPOSITORYSERVICE'].methods_by_name['CreateRepository']._serialized_options = b'\250\273\030\004\202\323\344\223\002\031\"\024/api/v1/repositories:\001*'
   _globals['_REPOSITORY']._serialized_start=165
@@ -57,7 +59,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREPOSITORYREQUEST']._serialized_start=537
   _globals['_GETREPOSITORYREQUEST']._serialized_end=590
   _globals['_CREATEREPOSITORYREQUEST']._serialized_start=593
-  _globals['_CREATEREPOSITORYREQUEST']._serialized_end=754
-  _globals['_REPOSITORYSERVICE']._serialized_start=757
-  _globals['_REPOSITORYSERVICE']._serialized_end=1223
+  _globals['_CREATEREPOSITORYREQUEST']._serialized_end=800
+  _globals['_REPOSITORYSERVICE']._serialized_start=803
+  _globals['_REPOSITORYSERVICE']._serialized_end=1277
 # @@protoc_insertion_point(module_scope)

@@ -149,22 +149,28 @@ class CreateRepositoryRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REPOSITORY_TYPE_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique name: lower-case letters, digits and dashes."""
     repository_type: _builtins.str
     """`local`."""
     path: _builtins.str
     """Absolute path of an existing, empty directory, or of a repository of ours."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         repository_type: _builtins.str = ...,
         path: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "repository_type", b"repository_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "repository_type", b"repository_type", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -352,19 +352,25 @@ class UnmountBackupRequest(_message.Message):
 
     MOUNT_ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     mount_id: _builtins.str
     """The mount."""
     force: _builtins.bool
     """Cut running downloads."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
         *,
         mount_id: _builtins.str = ...,
         force: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "mount_id", b"mount_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "mount_id", b"mount_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
