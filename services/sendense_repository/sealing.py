@@ -40,7 +40,7 @@ from sendense_repository.layout import CLUSTER_SIZE, LayerFiles
 from sendense_repository.locks import NamedLocks, layer_lock
 from sendense_repository.manifest import compare_allocation
 from sendense_repository.parentage import SIDECAR_KIND, ancestry, require_sound_chain
-from sendense_repository.qcow2_metadata import MetadataError, metadata_digest
+from sendense_repository.qcow2_metadata import Metadata, MetadataError, read_metadata
 from sendense_repository.records import Holder, LayerRecord, PlacedLayer
 from sendense_repository.registry import Registry
 from sendense_repository.sidecar import encode_sidecar
@@ -192,9 +192,9 @@ class Sealer:
                 raise LayerDamaged(layer.layer_id, f"journaled zeroes are not zero: {finding}")
         self._observe("allocation")
 
-    async def _digest(self, seal: _Seal) -> str:
+    async def _digest(self, seal: _Seal) -> Metadata:
         try:
-            return await asyncio.to_thread(metadata_digest, seal.image)
+            return await asyncio.to_thread(read_metadata, seal.image)
         except MetadataError as error:
             raise LayerDamaged(seal.layer.layer_id, str(error)) from error
 
@@ -266,19 +266,19 @@ def _complete_journal(layer: LayerRecord, files: LayerFiles) -> Journal:
 
 
 def _describe(
-    layer: LayerRecord, chain: list[LayerRecord], files: LayerFiles, journal: Journal, found_metadata: str
+    layer: LayerRecord, chain: list[LayerRecord], files: LayerFiles, journal: Journal, found: Metadata
 ) -> LayerRecord:
     """Writes the sidecar, or takes up the one that an interrupted seal wrote; returns the sealed layer."""
     sealed = replace(
         layer,
         state="sealed",
         journal_digest=journal.checksum.hex(),
-        metadata_digest=found_metadata,
+        metadata_digest=found.digest,
         stored_bytes=files.stored_bytes(),
         sealed_at=utc_now(),
     )
     parent = chain[1] if len(chain) > 1 else None
-    content, digest = encode_sidecar(sealed, parent, files)
+    content, digest = encode_sidecar(sealed, parent, files, found.marks)
     try:
         durable.write_new(files.sidecar, content, mode=_READ_ONLY)
     except FileExistsError:

@@ -8,13 +8,16 @@ from sendense_repository.parentage import SIDECAR_KIND
 from sendense_repository.records import LayerRecord
 
 
-def encode_sidecar(layer: LayerRecord, parent: LayerRecord | None, files: LayerFiles) -> tuple[bytes, str]:
+def encode_sidecar(
+    layer: LayerRecord, parent: LayerRecord | None, files: LayerFiles, metadata_marks: str
+) -> tuple[bytes, str]:
     """Returns a sidecar's bytes and its digest.
 
     Args:
         layer: The layer with all that its seal found; its own `digest` does not count.
         parent: The layer below, None for a full.
         files: Where it lies.
+        metadata_marks: Of the image's tables (`qcow2_metadata`).
     """
     if layer.sealed_at is None:
         raise ValueError(f"layer {layer.layer_id} has no time of its seal")
@@ -42,6 +45,7 @@ def encode_sidecar(layer: LayerRecord, parent: LayerRecord | None, files: LayerF
             "areas": {"digest": layer.areas_digest, "count": layer.area_count, "total_bytes": layer.area_bytes},
             "journal": {"name": files.journal.name, "digest": layer.journal_digest},
             "metadata_digest": layer.metadata_digest,
+            "metadata_marks": metadata_marks,
             "reason": layer.reason,
             "created_at": layer.created_at.isoformat(),
             "sealed_at": layer.sealed_at.isoformat(),
