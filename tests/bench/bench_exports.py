@@ -1,14 +1,10 @@
 """How soon an export is usable, and usable again after the daemon's death, against starting a qemu-nbd process.
 
-Run: `.venv/bin/python tests/bench/bench_exports.py [--samples 100]`. `rows()` returns the figures. Usable means: a
-client has negotiated the export and read its first sector. Asserts nothing.
+Usable means: a client has negotiated the export and read its first sector.
 """
-
-# ruff: noqa: T201 - a benchmark prints
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import shutil
@@ -19,10 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbd
+from figures import Row, run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
 
@@ -32,49 +28,26 @@ from sendense_exports.exportconf import ExportSpec
 from sendense_exports.nbdd_link import NbddLink
 from sendense_qemu import img
 
-MIB = 1 << 20
+SAMPLES = 30
 OTHERS = 200
-DEATHS = 20
+DEATHS = 10
 BASE = "start a qemu-nbd process"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One figure.
-
-    Attributes:
-        name: What was done.
-        samples: How often.
-        median_ms: Median, in milliseconds.
-        p99_ms: 99th percentile, in milliseconds; of few samples it is the longest.
-        ratio: Its median over that of starting qemu-nbd; below 1 is faster.
-    """
-
-    name: str
-    samples: int
-    median_ms: float
-    p99_ms: float
-    ratio: float
-
-
-def rows(samples: int = 100) -> list[Row]:
+def rows() -> list[Row]:
     """Measures and returns all figures."""
     folder = Path(tempfile.mkdtemp(prefix="bench-exports-", dir="/tmp"))  # a short path for sockets
     try:
-        taken = asyncio.run(_measure(folder, samples))
+        taken = asyncio.run(_measure(folder, SAMPLES))
     finally:
         shutil.rmtree(folder)
     base = statistics.median(taken[BASE])
-    return [
-        Row(
-            name,
-            len(seconds),
-            1000 * statistics.median(seconds),
-            1000 * sorted(seconds)[min(len(seconds) - 1, int(0.99 * len(seconds)))],
-            statistics.median(seconds) / base,
-        )
-        for name, seconds in taken.items()
-    ]
+    measured = []
+    for name, times in taken.items():
+        measured.append(Row.of(name, [1000 * each for each in times], unit="ms"))
+        if name != BASE:
+            measured.append(Row.of(f"{name}, ratio", [each / base for each in times], against=BASE))
+    return measured
 
 
 async def _measure(folder: Path, samples: int) -> dict[str, list[float]]:
@@ -171,15 +144,5 @@ def _qemu_nbd(images: Path) -> float:
         process.wait()
 
 
-def main() -> None:
-    """Prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=100)
-    measured = rows(parser.parse_args().samples)
-    print(f"{'until an export is usable':50} {'samples':>8} {'median ms':>10} {'p99 ms':>8} {'/ qemu-nbd':>11}")
-    for row in measured:
-        print(f"{row.name:50} {row.samples:8} {row.median_ms:10.1f} {row.p99_ms:8.1f} {row.ratio:11.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, rows)
