@@ -21,7 +21,10 @@ def revise(message: str) -> Path:
         made = command.revision(config, message, autogenerate=True, rev_id=f"{max(numbers, default=0) + 1:04}")
     path = Path(made.path)  # type: ignore[union-attr]
     # What SQLite's dialect writes for a boolean means nothing to PostgreSQL.
-    path.write_text(path.read_text().replace("read_only IS 0", "NOT read_only"))
+    text = path.read_text().replace("read_only IS 0", "NOT read_only")
+    for number, word in (("1", "true"), ("0", "false")):
+        text = text.replace(f"server_default=sa.text('{number}')", f"server_default=sa.{word}()")
+    path.write_text(text)
     return path
 
 

@@ -4,8 +4,8 @@ SQLite needs this module to own BEGIN: four processes doing read-modify-write in
 updates without an error, in WAL mode too; BEGIN IMMEDIATE did not (platform-facts). So a unit of work that writes is
 `begin()`, one that only reads is `read()`, and no RPC is made inside either.
 
-Writers of one process wait in line. With SQLite, writers that meet at the lock sleep in its busy handler, up to 100 ms a
-time, in no order: of 28 jobs at once some starved. In line, each goes on the moment the one before ends.
+Writers of one process wait in line. With SQLite, writers that meet at the lock sleep in its busy handler, up to 100 ms
+a time, in no order: of 28 jobs at once some starved. In line, each goes on the moment the one before ends.
 """
 
 from __future__ import annotations

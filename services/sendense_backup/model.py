@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 PENDING = "pending"
 RUNNING = "running"
@@ -20,6 +21,18 @@ ACTIVE = (PENDING, RUNNING)
 
 FINAL = (COMPLETED, FAILED, CANCELLED)
 """A job with such a status never changes it again."""
+
+DELETE = "delete"
+CONSOLIDATE = "consolidate"
+RETENTION = "retention"
+VERIFY = "verify"
+SWEEP = "sweep"
+
+OPERATION_KINDS = (DELETE, CONSOLIDATE, RETENTION, VERIFY, SWEEP)
+"""What is done to restore points, besides making them."""
+
+BACKUP = "backup"
+"""The kind of a job that makes a restore point, where all jobs are listed."""
 
 FULL = "full"
 INCREMENTAL = "incremental"
@@ -190,6 +203,8 @@ class JobDisk:
     bytes_transferred: int
     journal_sequence: int
     journal_floor_bytes: int
+    phase: str = ""
+    rate_bytes_per_second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +237,59 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
+    priority: int = 0
+    not_before: datetime | None = None
+    admitted_at: datetime | None = None
+    policy_id: str = ""
+    policy_run_id: str = ""
+    retry_of: str = ""
     disks: tuple[JobDisk, ...] = field(default=())
 
     @property
     def final(self) -> bool:
         """Whether the job has ended."""
+        return self.status in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Something that is done to restore points: a row of `operations`. Sizes in bytes.
+
+    Attributes:
+        operation_id: `{kind}-{vm or scope}-{YYYYMMDDhhmmss}`.
+        kind: One of `OPERATION_KINDS`.
+        vm_context_id: The VM that no other job may touch meanwhile; empty for none.
+        backup_id: The restore point that it is about; empty for none.
+        arguments: What was asked for; JSON values.
+        result: What was done, as far as it was; JSON values.
+    """
+
+    operation_id: str
+    kind: str
+    status: str
+    vm_context_id: str
+    vm_name: str
+    backup_id: str
+    repository_id: str
+    policy_id: str
+    arguments: dict[str, Any]
+    result: dict[str, Any]
+    error_message: str
+    error_reason: str
+    cancel_requested: bool
+    attempt: int
+    phase: str
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_per_second: int
+    priority: int
+    retry_of: str
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    admitted_at: datetime | None
+
+    @property
+    def final(self) -> bool:
+        """Whether it has ended."""
         return self.status in FINAL

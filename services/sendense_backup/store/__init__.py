@@ -7,7 +7,8 @@ nothing; rows of jobs are never deleted, `deleted_at` is set.
 
 from __future__ import annotations
 
+from sendense_backup.store import policy_tables
 from sendense_backup.store.catalogue import Catalogue
 from sendense_backup.store.tables import metadata
 
-__all__ = ["Catalogue", "metadata"]
+__all__ = ["Catalogue", "metadata", "policy_tables"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sqlalchemy import Row, select
 
-from sendense_backup.model import Job, JobDisk, VmContext, VmRef
+from sendense_backup.model import Job, JobDisk, Operation, VmContext, VmRef
 from sendense_backup.store.tables import contexts, disks, jobs
 
 SELECT_JOBS = select(jobs, contexts.c.vm_uuid, contexts.c.vcenter_uuid).join(
@@ -55,5 +56,41 @@ def to_job(row: Row[Any], job_disks: tuple[JobDisk, ...] = ()) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         completed_at=row.completed_at,
+        priority=row.priority,
+        not_before=row.not_before,
+        admitted_at=row.admitted_at,
+        policy_id=row.policy_id or "",
+        policy_run_id=row.policy_run_id or "",
+        retry_of=row.retry_of or "",
         disks=job_disks,
+    )
+
+
+def to_operation(row: Row[Any]) -> Operation:
+    """Returns an operation."""
+    return Operation(
+        operation_id=row.id,
+        kind=row.kind,
+        status=row.status,
+        vm_context_id=row.vm_context_id or "",
+        vm_name=row.vm_name,
+        backup_id=row.backup_id or "",
+        repository_id=row.repository_id,
+        policy_id=row.policy_id or "",
+        arguments=json.loads(row.arguments_json),
+        result=json.loads(row.result_json),
+        error_message=row.error_message or "",
+        error_reason=row.error_reason or "",
+        cancel_requested=row.cancel_requested,
+        attempt=row.attempt,
+        phase=row.phase,
+        done_bytes=row.done_bytes,
+        total_bytes=row.total_bytes,
+        rate_bytes_per_second=row.rate_bytes_per_second,
+        priority=row.priority,
+        retry_of=row.retry_of or "",
+        created_at=row.created_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        admitted_at=row.admitted_at,
     )

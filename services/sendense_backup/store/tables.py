@@ -1,4 +1,4 @@
-"""Tables of VM contexts, backup jobs, their disks, logs and leases.
+"""Tables of VM contexts, backup jobs, their disks, operations on restore points, logs and leases.
 
 Columns and status values are the spec's; what several disks and operations need is added. ENUM is checked text, JSON is
 text, `ON UPDATE CURRENT_TIMESTAMP` is done by the code that updates. Foreign keys never cascade: services mark rows as
@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     ForeignKey,
     Index,
@@ -18,10 +19,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
-from sendense_backup.model import ACTIVE
+from sendense_backup.model import ACTIVE, OPERATION_KINDS
 from sendense_db.columns import UtcDateTime, one_of, utc_now
 from sendense_db.engine import new_metadata
 
@@ -79,6 +81,15 @@ jobs = Table(
     Column("snapshot_at", UtcDateTime),
     Column("hardware_json", Text),
     Column("deleted_at", UtcDateTime),
+    # Waiting in line: who goes first, since when it may run, and when it was let in.
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("not_before", UtcDateTime),
+    Column("admitted_at", UtcDateTime),
+    Column("datastores_json", Text, nullable=False, server_default="[]"),
+    # Where it comes from: a policy's run, or an earlier try that failed.
+    Column("policy_id", String(64)),
+    Column("policy_run_id", String(64)),
+    Column("retry_of", String(64)),
     one_of("backup_type", *_BACKUP_TYPES),
     one_of("requested_type", *_BACKUP_TYPES),
     one_of("status", "pending", "running", "completed", "failed", "cancelled"),
@@ -86,6 +97,9 @@ jobs = Table(
     Index(None, "status"),
     Index(None, "created_at", "id"),
     Index(None, "vm_name", "created_at"),
+    Index(None, "policy_run_id"),
+    # The newest good point of each VM, without reading its other jobs.
+    Index(None, "vm_context_id", "status", "created_at"),
 )
 
 Index(
@@ -123,24 +137,76 @@ disks = Table(
     # The batch that was last sent to the journal, and what the journal covered before it.
     Column("journal_sequence", BigInteger, nullable=False, server_default="0"),
     Column("journal_floor_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("phase", String(32), nullable=False, server_default=""),
+    Column("rate_bytes_per_second", BigInteger, nullable=False, server_default="0"),
     one_of("backup_type", *_BACKUP_TYPES),
     one_of("status", "pending", "running", "completed", "failed", "skipped"),
     UniqueConstraint("backup_id", "identity"),
     Index(None, "chain_id"),
 )
 
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("status", String(16), nullable=False, server_default="pending"),
+    # What it is about; empty where it is about more than one.
+    Column("vm_context_id", ForeignKey("vm_replication_contexts.context_id", ondelete="RESTRICT")),
+    Column("vm_name", String(255), nullable=False, server_default=""),
+    Column("backup_id", ForeignKey("backup_jobs.id", ondelete="RESTRICT")),
+    Column("repository_id", String(64), nullable=False, server_default=""),
+    Column("policy_id", String(64)),
+    Column("arguments_json", Text, nullable=False, server_default="{}"),
+    Column("result_json", Text, nullable=False, server_default="{}"),
+    Column("error_message", Text),
+    Column("error_reason", String(64)),
+    Column("request_id", String(64), unique=True),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("attempt", BigInteger, nullable=False, server_default="0"),
+    Column("phase", String(32), nullable=False, server_default=""),
+    Column("done_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("total_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("rate_bytes_per_second", BigInteger, nullable=False, server_default="0"),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("not_before", UtcDateTime),
+    Column("admitted_at", UtcDateTime),
+    Column("retry_of", String(64)),
+    Column("created_at", UtcDateTime, nullable=False, default=utc_now),
+    Column("started_at", UtcDateTime),
+    Column("completed_at", UtcDateTime),
+    one_of("kind", *OPERATION_KINDS),
+    one_of("status", "pending", "running", "completed", "failed", "cancelled"),
+    Index(None, "status"),
+    Index(None, "created_at", "id"),
+    Index(None, "vm_context_id", "created_at"),
+    Index(None, "kind", "created_at"),
+)
+
+Index(
+    "uq_operations_active_vm",
+    operations.c.vm_context_id,
+    unique=True,
+    sqlite_where=text(f"{_ACTIVE_SQL} AND vm_context_id IS NOT NULL"),
+    postgresql_where=text(f"{_ACTIVE_SQL} AND vm_context_id IS NOT NULL"),
+)
+
 log = Table(
     "job_log",
     metadata,
     Column("entry_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("backup_id", ForeignKey("backup_jobs.id", ondelete="RESTRICT"), nullable=False),
+    # Of a backup or of an operation: exactly one of the two.
+    Column("backup_id", ForeignKey("backup_jobs.id", ondelete="RESTRICT")),
+    Column("operation_id", ForeignKey("operations.id", ondelete="RESTRICT")),
     Column("created_at", UtcDateTime, nullable=False, default=utc_now),
     Column("level", String(16), nullable=False),
     Column("step", String(32), nullable=False),
     Column("message", Text, nullable=False),
     Column("data_json", Text, nullable=False, server_default="{}"),
     one_of("level", "info", "warning", "error"),
+    CheckConstraint("(backup_id IS NULL) <> (operation_id IS NULL)", name="one_job"),
     Index(None, "backup_id", "entry_id"),
+    Index(None, "operation_id", "entry_id"),
 )
 
 leases = Table(
