@@ -207,13 +207,22 @@ class TcpForwarder:
 
 
 async def _converse(client: socket.socket, server: socket.socket) -> None:
-    """Forwards both ways until the server has nothing more to say: then an NBD connection is over."""
+    """Forwards both ways until the server has nothing more to say, then an NBD connection is over, or one side broke.
+
+    Raises:
+        OSError: One side broke off.
+    """
     asking = asyncio.create_task(_pour(client, server))
+    answering = asyncio.create_task(_pour(server, client))
     try:
-        await _pour(server, client)
+        await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            await asking  # a client that was reset leaves the server waiting for it
+        await answering
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        for task in (asking, answering):
+            task.cancel()
+        await asyncio.gather(asking, answering, return_exceptions=True)
 
 
 async def _pour(source: socket.socket, target: socket.socket) -> None:

@@ -19,7 +19,7 @@ from sendense_exports.status import ExportStatus, Status, StatusUnreadableError,
 from sendense_qemu import img
 from sendense_qemu.process import run
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class RunningNbdd:

@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 from pathlib import Path
 
 import nbd
 import pytest
-from nbdd_process import RunningNbdd, nbdcopy, nbdd_running, noise, overlay
+from nbdd_process import DEADLINE, RunningNbdd, nbdcopy, nbdd_running, noise, overlay
 
 from sendense_exports.config import ExportsSettings
 from support import free_port
@@ -131,7 +132,7 @@ async def test_connections_are_bounded_and_end_with_the_daemon(settings: Exports
         with pytest.raises(nbd.Error):
             await asyncio.to_thread(connect, nbdd, "disk")
         await asyncio.to_thread(handles.pop().shutdown)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while len(handles) < most:  # its place is free a moment after
                 try:
                     handles.append(await asyncio.to_thread(connect, nbdd, "disk"))
@@ -145,3 +146,23 @@ async def test_connections_are_bounded_and_end_with_the_daemon(settings: Exports
         again = await asyncio.to_thread(connect, nbdd, "disk")
         assert await asyncio.to_thread(again.pread, MIB, 0) == (images / "disk.raw").read_bytes()
         await asyncio.to_thread(again.shutdown)
+
+
+async def test_a_client_that_was_reset_gives_its_place_back(settings: ExportsSettings) -> None:
+    environment = {"SENDENSE_EXPORTS_TCP_LISTEN": "127.0.0.1:0", "SENDENSE_EXPORTS_TCP_CONNECTIONS": "1"}
+    async with nbdd_running(settings, **environment) as nbdd:
+        nbdd.conf("disk", noise(settings.root / "backups" / "disk.raw", MIB), "raw", read_only=True)
+        await nbdd.reload()
+        broken = await asyncio.to_thread(connect, nbdd, "disk")
+        with socket.socket(fileno=os.dup(broken.aio_get_fd())) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        del broken  # closes without a goodbye: with SO_LINGER, a reset
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                try:
+                    handle = await asyncio.to_thread(connect, nbdd, "disk")
+                    break
+                except nbd.Error:
+                    await asyncio.sleep(0.05)
+        assert len(await asyncio.to_thread(handle.pread, MIB, 0)) == MIB
+        await asyncio.to_thread(handle.shutdown)
