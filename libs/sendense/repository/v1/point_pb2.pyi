@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from sendense.repository.v1 import integrity_pb2 as _integrity_pb2
 from sendense.repository.v1 import layer_pb2 as _layer_pb2
 import builtins as _builtins
 import sys
@@ -36,6 +37,8 @@ class Point(_message.Message):
     SNAPSHOT_AT_FIELD_NUMBER: _builtins.int
     COMMITTED_AT_FIELD_NUMBER: _builtins.int
     PREVIOUS_BACKUP_ID_FIELD_NUMBER: _builtins.int
+    INTEGRITY_FIELD_NUMBER: _builtins.int
+    LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup that made it."""
     repository_id: _builtins.str
@@ -62,6 +65,14 @@ class Point(_message.Message):
     def committed_at(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
 
+    @_builtins.property
+    def integrity(self) -> _integrity_pb2.Integrity:
+        """What is known of its files; a corrupt point must not be restored, unless somebody insists."""
+
+    @_builtins.property
+    def locked_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when nobody can delete or merge it away; unset when it is not locked."""
+
     def __init__(
         self,
         *,
@@ -75,10 +86,12 @@ class Point(_message.Message):
         snapshot_at: _timestamp_pb2.Timestamp | None = ...,
         committed_at: _timestamp_pb2.Timestamp | None = ...,
         previous_backup_id: _builtins.str = ...,
+        integrity: _integrity_pb2.Integrity | None = ...,
+        locked_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "snapshot_at", b"snapshot_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "integrity", b"integrity", "locked_until", b"locked_until", "snapshot_at", b"snapshot_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "committed_at", b"committed_at", "layers", b"layers", "previous_backup_id", b"previous_backup_id", "repository_id", b"repository_id", "sequence", b"sequence", "snapshot_at", b"snapshot_at", "vm_context_id", b"vm_context_id", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "committed_at", b"committed_at", "integrity", b"integrity", "layers", b"layers", "locked_until", b"locked_until", "previous_backup_id", b"previous_backup_id", "repository_id", b"repository_id", "sequence", b"sequence", "snapshot_at", b"snapshot_at", "vm_context_id", b"vm_context_id", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,6 +402,7 @@ class Lease(_message.Message):
     BACKUP_ID_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    INTEGRITY_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The point."""
     holder: _builtins.str
@@ -397,16 +411,21 @@ class Lease(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the lease runs out unless it is renewed."""
 
+    @_builtins.property
+    def integrity(self) -> _integrity_pb2.Integrity:
+        """What is known of the point's files; a corrupt point must not be restored, unless somebody insists."""
+
     def __init__(
         self,
         *,
         backup_id: _builtins.str = ...,
         holder: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        integrity: _integrity_pb2.Integrity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "integrity", b"integrity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "expires_at", b"expires_at", "holder", b"holder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "expires_at", b"expires_at", "holder", b"holder", "integrity", b"integrity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sendense.access.v1 import options_pb2 as sendense_dot_access_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'sendense/repository/v1/repository.proto\x12\x16sendense.repository.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"\x81\x02\n\nRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0frepository_type\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x1c\n\x14\x61vailable_size_bytes\x18\x07 \x01(\x03\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17ListRepositoriesRequest\"T\n\x18ListRepositoriesResponse\x12\x38\n\x0crepositories\x18\x01 \x03(\x0b\x32\".sendense.repository.v1.Repository\"5\n\x14GetRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xcf\x01\n\x17\x43reateRepositoryRequest\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xb2\xbb\x18#\x08\x01\x10?\x1a\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?\x12&\n\x0frepository_type\x18\x02 \x01(\tB\r\xb2\xbb\x18\t\x08\x01\"\x05local\x12\'\n\x04path\x18\x03 \x01(\tB\x19\xb2\xbb\x18\x15\x08\x01\x10\x80\x04\x1a\x0e/[^\\x00-\\x1f]*\x12,\n\nrequest_id\x18\x04 \x01(\tB\x18\xb2\xbb\x18\x14\x10@\x1a\x10[A-Za-z0-9._:-]+2\xda\x03\n\x11RepositoryService\x12\x9b\x01\n\x10ListRepositories\x12/.sendense.repository.v1.ListRepositoriesRequest\x1a\x30.sendense.repository.v1.ListRepositoriesResponse\"$\xa8\xbb\x18\x01\xb8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/repositories\x12\x97\x01\n\rGetRepository\x12,.sendense.repository.v1.GetRepositoryRequest\x1a\".sendense.repository.v1.Repository\"4\xa8\xbb\x18\x01\xb8\xbb\x18\x01\x82\xd3\xe4\x93\x02&\x12$/api/v1/repositories/{repository_id}\x12\x8c\x01\n\x10\x43reateRepository\x12/.sendense.repository.v1.CreateRepositoryRequest\x1a\".sendense.repository.v1.Repository\"#\xa8\xbb\x18\x04\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/repositories:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'sendense/repository/v1/repository.proto\x12\x16sendense.repository.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"\xf4\x03\n\nRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0frepository_type\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x1c\n\x14\x61vailable_size_bytes\x18\x07 \x01(\x03\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63onfig_json\x18\n \x01(\t\x12\x15\n\rreserve_bytes\x18\x0b \x01(\x03\x12\x14\n\x0clock_seconds\x18\x0c \x01(\x03\x12\x17\n\x0fimmutable_files\x18\r \x01(\x08\x12\x13\n\x0bpoint_count\x18\x0e \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x0f \x01(\x03\x12\x1c\n\x14growth_bytes_per_day\x18\x10 \x01(\x03\x12+\n\x07\x66ull_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07warning\x18\x12 \x01(\t\x12\x0f\n\x07problem\x18\x13 \x01(\t\"\x19\n\x17ListRepositoriesRequest\"T\n\x18ListRepositoriesResponse\x12\x38\n\x0crepositories\x18\x01 \x03(\x0b\x32\".sendense.repository.v1.Repository\"5\n\x14GetRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xac\x02\n\x17\x43reateRepositoryRequest\x12\x35\n\x04name\x18\x01 \x01(\tB\'\xb2\xbb\x18#\x08\x01\x10?\x1a\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?\x12&\n\x0frepository_type\x18\x02 \x01(\tB\r\xb2\xbb\x18\t\x08\x01\"\x05local\x12\'\n\x04path\x18\x03 \x01(\tB\x19\xb2\xbb\x18\x15\x08\x01\x10\x80\x04\x1a\x0e/[^\\x00-\\x1f]*\x12,\n\nrequest_id\x18\x04 \x01(\tB\x18\xb2\xbb\x18\x14\x10@\x1a\x10[A-Za-z0-9._:-]+\x12\x1a\n\rreserve_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0clock_seconds\x18\x06 \x01(\x03\x12\x17\n\x0fimmutable_files\x18\x07 \x01(\x08\x42\x10\n\x0e_reserve_bytes\"\xc9\x02\n\x17UpdateRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12,\n\nrequest_id\x18\x02 \x01(\tB\x18\xb2\xbb\x18\x14\x10@\x1a\x10[A-Za-z0-9._:-]+\x12\x33\n\x04name\x18\x03 \x01(\tB%\xb2\xbb\x18!\x10?\x1a\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?\x12\x14\n\x07\x65nabled\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1a\n\rreserve_bytes\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x0clock_seconds\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x0fimmutable_files\x18\x07 \x01(\x08H\x03\x88\x01\x01\x42\n\n\x08_enabledB\x10\n\x0e_reserve_bytesB\x0f\n\r_lock_secondsB\x12\n\x10_immutable_files\"7\n\x16ProbeRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"n\n\x0fRepositoryProbe\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x0e\n\x06usable\x18\x02 \x01(\x08\x12\x34\n\x07results\x18\x03 \x03(\x0b\x32#.sendense.repository.v1.ProbeResult\"<\n\x0bProbeResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\"}\n\x17\x44\x65leteRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12,\n\nrequest_id\x18\x02 \x01(\tB\x18\xb2\xbb\x18\x14\x10@\x1a\x10[A-Za-z0-9._:-]+\x12\x15\n\rforget_points\x18\x03 \x01(\x08\"\x1a\n\x18\x44\x65leteRepositoryResponse\"6\n\x15ScanRepositoryRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xb8\x01\n\nScanReport\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x15\n\ragreed_points\x18\x02 \x01(\x03\x12\x45\n\x11importable_points\x18\x03 \x03(\x0b\x32*.sendense.repository.v1.StoredPointSummary\x12\x35\n\x08\x66indings\x18\x04 \x03(\x0b\x32#.sendense.repository.v1.ScanFinding\"{\n\x12StoredPointSummary\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0f\n\x07vm_name\x18\x02 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x30\n\x0c\x63ommitted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0bScanFinding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12\x0f\n\x07\x66inding\x18\x04 \x01(\t2\xda\x03\n\x11RepositoryService\x12\x9b\x01\n\x10ListRepositories\x12/.sendense.repository.v1.ListRepositoriesRequest\x1a\x30.sendense.repository.v1.ListRepositoriesResponse\"$\xa8\xbb\x18\x01\xb8\xbb\x18\x01\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/repositories\x12\x97\x01\n\rGetRepository\x12,.sendense.repository.v1.GetRepositoryRequest\x1a\".sendense.repository.v1.Repository\"4\xa8\xbb\x18\x01\xb8\xbb\x18\x01\x82\xd3\xe4\x93\x02&\x12$/api/v1/repositories/{repository_id}\x12\x8c\x01\n\x10\x43reateRepository\x12/.sendense.repository.v1.CreateRepositoryRequest\x1a\".sendense.repository.v1.Repository\"#\xa8\xbb\x18\x04\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/repositories:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['path']._serialized_options = b'\262\273\030\025\010\001\020\200\004\032\016/[^\\x00-\\x1f]*'
   _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEREPOSITORYREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\024\020@\032\020[A-Za-z0-9._:-]+'
+  _globals['_UPDATEREPOSITORYREQUEST'].fields_by_name['repository_id']._loaded_options = None
+  _globals['_UPDATEREPOSITORYREQUEST'].fields_by_name['repository_id']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_UPDATEREPOSITORYREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPDATEREPOSITORYREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\024\020@\032\020[A-Za-z0-9._:-]+'
+  _globals['_UPDATEREPOSITORYREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UPDATEREPOSITORYREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030!\020?\032\035[a-z0-9]([a-z0-9-]*[a-z0-9])?'
+  _globals['_PROBEREPOSITORYREQUEST'].fields_by_name['repository_id']._loaded_options = None
+  _globals['_PROBEREPOSITORYREQUEST'].fields_by_name['repository_id']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_DELETEREPOSITORYREQUEST'].fields_by_name['repository_id']._loaded_options = None
+  _globals['_DELETEREPOSITORYREQUEST'].fields_by_name['repository_id']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_DELETEREPOSITORYREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DELETEREPOSITORYREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\024\020@\032\020[A-Za-z0-9._:-]+'
+  _globals['_SCANREPOSITORYREQUEST'].fields_by_name['repository_id']._loaded_options = None
+  _globals['_SCANREPOSITORYREQUEST'].fields_by_name['repository_id']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_REPOSITORYSERVICE'].methods_by_name['ListRepositories']._loaded_options = None
   _globals['_REPOSITORYSERVICE'].methods_by_name['ListRepositories']._serialized_options = b'\250\273\030\001\270\273\030\001\202\323\344\223\002\026\022\024/api/v1/repositories'
   _globals['_REPOSITORYSERVICE'].methods_by_name['GetRepository']._loaded_options = None
@@ -51,15 +65,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPOSITORYSERVICE'].methods_by_name['CreateRepository']._loaded_options = None
   _globals['_REPOSITORYSERVICE'].methods_by_name['CreateRepository']._serialized_options = b'\250\273\030\004\202\323\344\223\002\031\"\024/api/v1/repositories:\001*'
   _globals['_REPOSITORY']._serialized_start=165
-  _globals['_REPOSITORY']._serialized_end=422
-  _globals['_LISTREPOSITORIESREQUEST']._serialized_start=424
-  _globals['_LISTREPOSITORIESREQUEST']._serialized_end=449
-  _globals['_LISTREPOSITORIESRESPONSE']._serialized_start=451
-  _globals['_LISTREPOSITORIESRESPONSE']._serialized_end=535
-  _globals['_GETREPOSITORYREQUEST']._serialized_start=537
-  _globals['_GETREPOSITORYREQUEST']._serialized_end=590
-  _globals['_CREATEREPOSITORYREQUEST']._serialized_start=593
-  _globals['_CREATEREPOSITORYREQUEST']._serialized_end=800
-  _globals['_REPOSITORYSERVICE']._serialized_start=803
-  _globals['_REPOSITORYSERVICE']._serialized_end=1277
+  _globals['_REPOSITORY']._serialized_end=665
+  _globals['_LISTREPOSITORIESREQUEST']._serialized_start=667
+  _globals['_LISTREPOSITORIESREQUEST']._serialized_end=692
+  _globals['_LISTREPOSITORIESRESPONSE']._serialized_start=694
+  _globals['_LISTREPOSITORIESRESPONSE']._serialized_end=778
+  _globals['_GETREPOSITORYREQUEST']._serialized_start=780
+  _globals['_GETREPOSITORYREQUEST']._serialized_end=833
+  _globals['_CREATEREPOSITORYREQUEST']._serialized_start=836
+  _globals['_CREATEREPOSITORYREQUEST']._serialized_end=1136
+  _globals['_UPDATEREPOSITORYREQUEST']._serialized_start=1139
+  _globals['_UPDATEREPOSITORYREQUEST']._serialized_end=1468
+  _globals['_PROBEREPOSITORYREQUEST']._serialized_start=1470
+  _globals['_PROBEREPOSITORYREQUEST']._serialized_end=1525
+  _globals['_REPOSITORYPROBE']._serialized_start=1527
+  _globals['_REPOSITORYPROBE']._serialized_end=1637
+  _globals['_PROBERESULT']._serialized_start=1639
+  _globals['_PROBERESULT']._serialized_end=1699
+  _globals['_DELETEREPOSITORYREQUEST']._serialized_start=1701
+  _globals['_DELETEREPOSITORYREQUEST']._serialized_end=1826
+  _globals['_DELETEREPOSITORYRESPONSE']._serialized_start=1828
+  _globals['_DELETEREPOSITORYRESPONSE']._serialized_end=1854
+  _globals['_SCANREPOSITORYREQUEST']._serialized_start=1856
+  _globals['_SCANREPOSITORYREQUEST']._serialized_end=1910
+  _globals['_SCANREPORT']._serialized_start=1913
+  _globals['_SCANREPORT']._serialized_end=2097
+  _globals['_STOREDPOINTSUMMARY']._serialized_start=2099
+  _globals['_STOREDPOINTSUMMARY']._serialized_end=2222
+  _globals['_SCANFINDING']._serialized_start=2224
+  _globals['_SCANFINDING']._serialized_end=2301
+  _globals['_REPOSITORYSERVICE']._serialized_start=2304
+  _globals['_REPOSITORYSERVICE']._serialized_end=2778
 # @@protoc_insertion_point(module_scope)

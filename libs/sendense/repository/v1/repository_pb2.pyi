@@ -34,6 +34,16 @@ class Repository(_message.Message):
     AVAILABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    CONFIG_JSON_FIELD_NUMBER: _builtins.int
+    RESERVE_BYTES_FIELD_NUMBER: _builtins.int
+    LOCK_SECONDS_FIELD_NUMBER: _builtins.int
+    IMMUTABLE_FILES_FIELD_NUMBER: _builtins.int
+    POINT_COUNT_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    GROWTH_BYTES_PER_DAY_FIELD_NUMBER: _builtins.int
+    FULL_AT_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     """Identifier."""
     name: _builtins.str
@@ -48,6 +58,24 @@ class Repository(_message.Message):
     """Size of the file system in bytes."""
     available_size_bytes: _builtins.int
     """What is free for us in bytes."""
+    config_json: _builtins.str
+    """Its settings as a JSON object, `path` included."""
+    reserve_bytes: _builtins.int
+    """Room of its file system that is never used for backups, in bytes."""
+    lock_seconds: _builtins.int
+    """Seconds for which nobody can delete a new restore point; 0 for no lock."""
+    immutable_files: _builtins.bool
+    """Whether committed files get the immutable attribute, where the file system has it."""
+    point_count: _builtins.int
+    """How many restore points it holds."""
+    stored_bytes: _builtins.int
+    """Bytes that its layers take."""
+    growth_bytes_per_day: _builtins.int
+    """Bytes by which it grows a day at the present rate; 0 when that is not known yet."""
+    warning: _builtins.str
+    """What an administrator should know now, such as that it fills; empty when there is nothing."""
+    problem: _builtins.str
+    """Why it cannot be used now, such as that it is not mounted; empty when it can."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -55,6 +83,10 @@ class Repository(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
+
+    @_builtins.property
+    def full_at(self) -> _timestamp_pb2.Timestamp:
+        """When it will be full at the present rate; unset when it does not grow."""
 
     def __init__(
         self,
@@ -68,10 +100,20 @@ class Repository(_message.Message):
         available_size_bytes: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        config_json: _builtins.str = ...,
+        reserve_bytes: _builtins.int = ...,
+        lock_seconds: _builtins.int = ...,
+        immutable_files: _builtins.bool = ...,
+        point_count: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        growth_bytes_per_day: _builtins.int = ...,
+        full_at: _timestamp_pb2.Timestamp | None = ...,
+        warning: _builtins.str = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "full_at", b"full_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_size_bytes", b"available_size_bytes", "created_at", b"created_at", "enabled", b"enabled", "name", b"name", "path", b"path", "repository_id", b"repository_id", "repository_type", b"repository_type", "total_size_bytes", b"total_size_bytes", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_size_bytes", b"available_size_bytes", "config_json", b"config_json", "created_at", b"created_at", "enabled", b"enabled", "full_at", b"full_at", "growth_bytes_per_day", b"growth_bytes_per_day", "immutable_files", b"immutable_files", "lock_seconds", b"lock_seconds", "name", b"name", "path", b"path", "point_count", b"point_count", "problem", b"problem", "repository_id", b"repository_id", "repository_type", b"repository_type", "reserve_bytes", b"reserve_bytes", "stored_bytes", b"stored_bytes", "total_size_bytes", b"total_size_bytes", "updated_at", b"updated_at", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,6 +192,9 @@ class CreateRepositoryRequest(_message.Message):
     REPOSITORY_TYPE_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESERVE_BYTES_FIELD_NUMBER: _builtins.int
+    LOCK_SECONDS_FIELD_NUMBER: _builtins.int
+    IMMUTABLE_FILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique name: lower-case letters, digits and dashes."""
     repository_type: _builtins.str
@@ -160,6 +205,12 @@ class CreateRepositoryRequest(_message.Message):
     """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
     INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
     """
+    reserve_bytes: _builtins.int
+    """Room that is never used for backups, in bytes; unset takes the service's setting."""
+    lock_seconds: _builtins.int
+    """Seconds for which nobody can delete a new restore point."""
+    immutable_files: _builtins.bool
+    """Give committed files the immutable attribute. FAILED_PRECONDITION when the file system has none."""
     def __init__(
         self,
         *,
@@ -167,11 +218,344 @@ class CreateRepositoryRequest(_message.Message):
         repository_type: _builtins.str = ...,
         path: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        reserve_bytes: _builtins.int | None = ...,
+        lock_seconds: _builtins.int = ...,
+        immutable_files: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reserve_bytes", b"_reserve_bytes", "reserve_bytes", b"reserve_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reserve_bytes", b"_reserve_bytes", "immutable_files", b"immutable_files", "lock_seconds", b"lock_seconds", "name", b"name", "path", b"path", "repository_type", b"repository_type", "request_id", b"request_id", "reserve_bytes", b"reserve_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reserve_bytes: _TypeAlias = _typing.Literal["reserve_bytes"]  # noqa: Y015
+    _WhichOneofArgType__reserve_bytes: _TypeAlias = _typing.Literal["_reserve_bytes", b"_reserve_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reserve_bytes) -> _WhichOneofReturnType__reserve_bytes | None: ...
+
+Global___CreateRepositoryRequest: _TypeAlias = CreateRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class UpdateRepositoryRequest(_message.Message):
+    """UpdateRepositoryRequest changes a repository; what is not set stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    RESERVE_BYTES_FIELD_NUMBER: _builtins.int
+    LOCK_SECONDS_FIELD_NUMBER: _builtins.int
+    IMMUTABLE_FILES_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """Identifier or name."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
+    name: _builtins.str
+    """New name; empty for the same."""
+    enabled: _builtins.bool
+    """Whether new backups may be written to it."""
+    reserve_bytes: _builtins.int
+    """Room that is never used for backups, in bytes."""
+    lock_seconds: _builtins.int
+    """Seconds for which nobody can delete a new restore point. Existing points keep the longer of both."""
+    immutable_files: _builtins.bool
+    """Give committed files the immutable attribute from now on."""
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        enabled: _builtins.bool | None = ...,
+        reserve_bytes: _builtins.int | None = ...,
+        lock_seconds: _builtins.int | None = ...,
+        immutable_files: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_immutable_files", b"_immutable_files", "_lock_seconds", b"_lock_seconds", "_reserve_bytes", b"_reserve_bytes", "enabled", b"enabled", "immutable_files", b"immutable_files", "lock_seconds", b"lock_seconds", "reserve_bytes", b"reserve_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_immutable_files", b"_immutable_files", "_lock_seconds", b"_lock_seconds", "_reserve_bytes", b"_reserve_bytes", "enabled", b"enabled", "immutable_files", b"immutable_files", "lock_seconds", b"lock_seconds", "name", b"name", "repository_id", b"repository_id", "request_id", b"request_id", "reserve_bytes", b"reserve_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__immutable_files: _TypeAlias = _typing.Literal["immutable_files"]  # noqa: Y015
+    _WhichOneofArgType__immutable_files: _TypeAlias = _typing.Literal["_immutable_files", b"_immutable_files"]  # noqa: Y015
+    _WhichOneofReturnType__lock_seconds: _TypeAlias = _typing.Literal["lock_seconds"]  # noqa: Y015
+    _WhichOneofArgType__lock_seconds: _TypeAlias = _typing.Literal["_lock_seconds", b"_lock_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__reserve_bytes: _TypeAlias = _typing.Literal["reserve_bytes"]  # noqa: Y015
+    _WhichOneofArgType__reserve_bytes: _TypeAlias = _typing.Literal["_reserve_bytes", b"_reserve_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__immutable_files) -> _WhichOneofReturnType__immutable_files | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lock_seconds) -> _WhichOneofReturnType__lock_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reserve_bytes) -> _WhichOneofReturnType__reserve_bytes | None: ...
+
+Global___UpdateRepositoryRequest: _TypeAlias = UpdateRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class ProbeRepositoryRequest(_message.Message):
+    """ProbeRepositoryRequest names a repository."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """Identifier or name."""
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "repository_type", b"repository_type", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateRepositoryRequest: _TypeAlias = CreateRepositoryRequest  # noqa: Y015
+Global___ProbeRepositoryRequest: _TypeAlias = ProbeRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class RepositoryProbe(_message.Message):
+    """RepositoryProbe tells what was tried."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    USABLE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """The repository's id."""
+    usable: _builtins.bool
+    """Whether all went well."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeResult]:
+        """One for each trial; those after a failure may be missing."""
+
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        usable: _builtins.bool = ...,
+        results: _abc.Iterable[Global___ProbeResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id", "results", b"results", "usable", b"usable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepositoryProbe: _TypeAlias = RepositoryProbe  # noqa: Y015
+
+@_typing.final
+class ProbeResult(_message.Message):
+    """ProbeResult is one trial."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`marker`, `space`, `fsync`, `rename`, `lock` or `clock`."""
+    passed: _builtins.bool
+    """Whether it went well."""
+    finding: _builtins.str
+    """What was found, in words."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        passed: _builtins.bool = ...,
+        finding: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "name", b"name", "passed", b"passed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeResult: _TypeAlias = ProbeResult  # noqa: Y015
+
+@_typing.final
+class DeleteRepositoryRequest(_message.Message):
+    """DeleteRepositoryRequest names a repository to forget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FORGET_POINTS_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """Identifier or name."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
+    forget_points: _builtins.bool
+    """Forget its restore points too. Storage is not touched."""
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        forget_points: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget_points", b"forget_points", "repository_id", b"repository_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRepositoryRequest: _TypeAlias = DeleteRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRepositoryResponse(_message.Message):
+    """DeleteRepositoryResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRepositoryResponse: _TypeAlias = DeleteRepositoryResponse  # noqa: Y015
+
+@_typing.final
+class ScanRepositoryRequest(_message.Message):
+    """ScanRepositoryRequest names a repository."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """Identifier or name."""
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanRepositoryRequest: _TypeAlias = ScanRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class ScanReport(_message.Message):
+    """ScanReport tells where storage and catalogue differ."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    AGREED_POINTS_FIELD_NUMBER: _builtins.int
+    IMPORTABLE_POINTS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """The repository's id."""
+    agreed_points: _builtins.int
+    """How many restore points both have."""
+    @_builtins.property
+    def importable_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredPointSummary]:
+        """Restore points that only storage has, whole: they can be imported."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScanFinding]:
+        """Whatever else differs, at most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        agreed_points: _builtins.int = ...,
+        importable_points: _abc.Iterable[Global___StoredPointSummary] | None = ...,
+        findings: _abc.Iterable[Global___ScanFinding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed_points", b"agreed_points", "findings", b"findings", "importable_points", b"importable_points", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanReport: _TypeAlias = ScanReport  # noqa: Y015
+
+@_typing.final
+class StoredPointSummary(_message.Message):
+    """StoredPointSummary is a restore point on storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    VM_NAME_FIELD_NUMBER: _builtins.int
+    VM_UUID_FIELD_NUMBER: _builtins.int
+    COMMITTED_AT_FIELD_NUMBER: _builtins.int
+    backup_id: _builtins.str
+    """The backup that made it."""
+    vm_name: _builtins.str
+    """The VM's name at that time."""
+    vm_uuid: _builtins.str
+    """The VM's instance uuid."""
+    @_builtins.property
+    def committed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was committed."""
+
+    def __init__(
+        self,
+        *,
+        backup_id: _builtins.str = ...,
+        vm_name: _builtins.str = ...,
+        vm_uuid: _builtins.str = ...,
+        committed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "committed_at", b"committed_at", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredPointSummary: _TypeAlias = StoredPointSummary  # noqa: Y015
+
+@_typing.final
+class ScanFinding(_message.Message):
+    """ScanFinding is one difference, or one file that is not as it must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """`missing` (the catalogue has it, storage has not), `damaged`, `uncommitted` (a layer that belongs to no restore point),
+    `unknown` (not ours, left alone), `leftover` (of a crash) or `unimportable`.
+    """
+    path: _builtins.str
+    """Path below the root."""
+    backup_id: _builtins.str
+    """The restore point that it belongs to; empty when that is not known."""
+    finding: _builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        path: _builtins.str = ...,
+        backup_id: _builtins.str = ...,
+        finding: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "finding", b"finding", "kind", b"kind", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanFinding: _TypeAlias = ScanFinding  # noqa: Y015
