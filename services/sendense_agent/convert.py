@@ -44,7 +44,23 @@ def vm_message(vm: model.Vm) -> agent_pb2.Vm:
         disks=disk_messages(vm.disks),
         datastore_free_bytes=vm.datastore_free_bytes,
         hardware_json=vm.hardware_json,
+        tools_status=vm.tools_status,
+        guest_name=vm.guest_name,
+        host=vm.host,
+        datastores=[
+            agent_pb2.Datastore(name=each.name, capacity_bytes=each.capacity_bytes, free_bytes=each.free_bytes)
+            for each in vm.datastores
+        ],
+        snapshots=[_vm_snapshot(each) for each in vm.snapshots],
     )
+
+
+def _vm_snapshot(snapshot: model.VmSnapshot) -> agent_pb2.VmSnapshot:
+    message = agent_pb2.VmSnapshot(
+        moref=snapshot.moref, name=snapshot.name, job_id=snapshot.job_id, installation_id=snapshot.installation_id
+    )
+    message.created_at.FromDatetime(snapshot.created_at)
+    return message
 
 
 def disk_messages(disks: Iterable[model.Disk]) -> list[agent_pb2.Disk]:
@@ -58,6 +74,8 @@ def disk_messages(disks: Iterable[model.Disk]) -> list[agent_pb2.Disk]:
             file_name=disk.file_name,
             change_id=disk.change_id,
             skip_reason=disk.skip_reason,
+            slot=disk.slot,
+            datastore=disk.datastore,
         )
         for disk in disks
     ]
@@ -70,6 +88,9 @@ def snapshot_message(snapshot: model.Snapshot) -> agent_pb2.Snapshot:
         name=snapshot.name,
         disks=disk_messages(snapshot.disks),
         quiesced=snapshot.quiesced,
+        quiesce_problem=snapshot.quiesce_problem,
+        alone=snapshot.alone,
+        event_mark=snapshot.event_mark,
     )
     message.created_at.FromDatetime(snapshot.created_at)
     return message

@@ -38,7 +38,15 @@ def _disk(device: Any, controller: Any) -> Disk:
         skip_reason=skip_reason(device, controller),
         is_delta=getattr(backing, "parent", None) is not None,
         datastore_moref=moref_of(datastore) if datastore is not None else "",
+        slot=_slot(device, controller),
     )
+
+
+def _slot(device: Any, controller: Any) -> str:
+    if controller is None or device.unitNumber is None:
+        return ""
+    label = str(controller.deviceInfo.label) if controller.deviceInfo else f"controller {controller.key}"
+    return f"{label}:{device.unitNumber}"
 
 
 def skip_reason(device: Any, controller: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from pyVmomi import vim
 from sendense_agent import hardware
 from sendense_agent.disks import disks_of
 from sendense_agent.errors import VmAmbiguous, VmNotFound
-from sendense_agent.model import Disk, Vm, VmRef
+from sendense_agent.labels import label_of
+from sendense_agent.model import Datastore, Disk, Vm, VmRef, VmSnapshot
 from sendense_agent.properties import moref_of, read_all, read_some
 
 log = structlog.get_logger()
@@ -26,8 +28,11 @@ _LIST_PATHS = (
     "capability.changeTrackingSupported",
     "runtime.powerState",
     "runtime.consolidationNeeded",
+    "guest.toolsRunningStatus",
+    "config.guestFullName",
     "snapshot",
 )
+_ONE_PATHS = (*_LIST_PATHS, "runtime.host", *hardware.PATHS)
 _FOLDER_PATHS = ("name", "parent")
 
 
@@ -83,18 +88,28 @@ def inspect_vm(service: Any, ref: VmRef) -> Vm:
     """
     managed = find_vm(service, ref)
     moref = moref_of(managed)
-    properties = read_some(service, [managed], (*_LIST_PATHS, *hardware.PATHS)).get(moref)
+    properties = read_some(service, [managed], tuple(dict.fromkeys(_ONE_PATHS))).get(moref)
     if not properties or not properties.get("config.hardware"):
         raise VmNotFound(ref.vcenter_uuid, ref.vm_uuid)
     disks = disks_of(properties["config.hardware"].device)
-    return _vm(
+    datastores = _datastores(service, disks)
+    host = properties.get("runtime.host")
+    names = {each.moref: each.name for each in datastores}
+    vm = _vm(
         ref.vcenter_uuid,
         moref,
         properties,
         _path(properties, {moref_of(each): facts for each, facts in _ancestors(service, properties.get("parent"))}),
-        disks=disks,
-        datastore_free_bytes=_least_room(service, disks),
+    )
+    return dataclasses.replace(
+        vm,
+        disks=tuple(dataclasses.replace(disk, datastore=names.get(disk.datastore_moref, "")) for disk in disks),
+        datastores=datastores,
+        datastore_free_bytes=min((each.free_bytes for each in datastores), default=0),
         hardware_json=hardware.hardware_json(properties),
+        snapshots=tuple(_snapshot(node) for node in walk_snapshots(properties.get("snapshot"))),
+        host_moref=moref_of(host) if host is not None else "",
+        host=_name_of(service, host),
     )
 
 
@@ -126,10 +141,6 @@ def _vm(
     moref: str,
     properties: dict[str, Any],
     path: str,
-    *,
-    disks: tuple[Disk, ...] = (),
-    datastore_free_bytes: int = 0,
-    hardware_json: str = "",
 ) -> Vm:
     return Vm(
         vcenter_uuid=vcenter_uuid,
@@ -144,9 +155,19 @@ def _vm(
         change_tracking_enabled=bool(properties.get("config.changeTrackingEnabled", False)),
         consolidation_needed=bool(properties.get("runtime.consolidationNeeded", False)),
         snapshot_count=count_snapshots(properties.get("snapshot")),
-        disks=disks,
-        datastore_free_bytes=datastore_free_bytes,
-        hardware_json=hardware_json,
+        tools_status=str(properties.get("guest.toolsRunningStatus", "")),
+        guest_name=str(properties.get("config.guestFullName", "")),
+    )
+
+
+def _snapshot(node: Any) -> VmSnapshot:
+    label = label_of(node.description)
+    return VmSnapshot(
+        moref=moref_of(node.snapshot),
+        name=str(node.name),
+        created_at=node.createTime,
+        job_id=label.holder.job_id if label else "",
+        installation_id=label.holder.installation_id if label else "",
     )
 
 
@@ -176,7 +197,24 @@ def _ancestors(service: Any, parent: Any) -> list[tuple[Any, dict[str, Any]]]:
     return found
 
 
-def _least_room(service: Any, disks: tuple[Disk, ...]) -> int:
-    datastores = [vim.Datastore(moref, service._stub) for moref in {d.datastore_moref for d in disks} - {""}]  # noqa: SLF001
-    rooms = read_some(service, datastores, ["summary.freeSpace"]).values()
-    return min((int(each["summary.freeSpace"]) for each in rooms if "summary.freeSpace" in each), default=0)
+def _datastores(service: Any, disks: tuple[Disk, ...]) -> tuple[Datastore, ...]:
+    """Returns the datastores that hold disks, by name."""
+    wanted = [vim.Datastore(moref, service._stub) for moref in sorted({d.datastore_moref for d in disks} - {""})]  # noqa: SLF001
+    found = read_some(service, wanted, ["name", "summary.capacity", "summary.freeSpace"])
+    datastores = [
+        Datastore(
+            moref,
+            _unescaped(str(facts.get("name", ""))),
+            int(facts.get("summary.capacity", 0)),
+            int(facts["summary.freeSpace"]),
+        )
+        for moref, facts in found.items()
+        if "summary.freeSpace" in facts
+    ]
+    return tuple(sorted(datastores, key=lambda each: each.name))
+
+
+def _name_of(service: Any, host: Any) -> str:
+    if host is None:
+        return ""
+    return str(read_some(service, [host], ["name"]).get(moref_of(host), {}).get("name", ""))

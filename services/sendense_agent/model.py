@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, field
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,32 @@ class Holder:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A place in vCenter's event log: an event.
+
+    Attributes:
+        key: Its number; later events have higher ones.
+        created: Its time by vCenter's clock, UTC; a log that began anew may use a number again.
+    """
+
+    key: int
+    created: dt.datetime
+
+    def __str__(self) -> str:
+        return f"{self.key}@{self.created.astimezone(dt.UTC).isoformat()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Returns a mark that was written as text; None when it is none."""
+        key, separator, created = text.partition("@")
+        try:
+            moment = dt.datetime.fromisoformat(created)
+            return cls(int(key), moment) if separator and moment.tzinfo else None
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
 class Disk:
     """A virtual disk, of a VM or as a snapshot froze it.
 
@@ -48,6 +75,8 @@ class Disk:
         skip_reason: Why it cannot be captured; empty when it can.
         is_delta: Whether the backing is on top of another one.
         datastore_moref: Where it lies; empty when unknown.
+        slot: Controller's label and unit number.
+        datastore: Name of the datastore; empty in lists.
     """
 
     device_key: int
@@ -59,9 +88,32 @@ class Disk:
     skip_reason: str
     is_delta: bool = False
     datastore_moref: str = ""
+    slot: str = ""
+    datastore: str = ""
 
     def __str__(self) -> str:
         return f"{self.label} ({self.file_name})"
+
+
+@dataclass(frozen=True)
+class Datastore:
+    """Where disks lie; sizes in bytes."""
+
+    moref: str
+    name: str
+    capacity_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class VmSnapshot:
+    """A snapshot that a VM has now; job and installation are empty for a foreign one."""
+
+    moref: str
+    name: str
+    created_at: dt.datetime
+    job_id: str
+    installation_id: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +135,12 @@ class Vm:
     disks: tuple[Disk, ...] = ()
     datastore_free_bytes: int = 0
     hardware_json: str = ""
+    tools_status: str = ""
+    guest_name: str = ""
+    host: str = ""
+    host_moref: str = ""
+    datastores: tuple[Datastore, ...] = ()
+    snapshots: tuple[VmSnapshot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +153,9 @@ class Snapshot:
         created_at: When, in UTC.
         quiesced: Whether the guest's file systems were quiesced.
         disks: With the change ids of the snapshot's backings.
+        quiesce_problem: Why the guest could not be quiesced although it was asked for.
+        alone: Whether the VM had no other snapshot right after this one was made.
+        event_mark: Place in the event log, as text; empty when the log could not be read.
     """
 
     moref: str
@@ -102,3 +163,6 @@ class Snapshot:
     created_at: dt.datetime
     quiesced: bool
     disks: tuple[Disk, ...] = field(default_factory=tuple)
+    quiesce_problem: str = ""
+    alone: bool = False
+    event_mark: str = ""

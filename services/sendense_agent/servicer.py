@@ -59,6 +59,16 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         )
         return agent_pb2.RemoveSnapshotResponse(removed_morefs=removed)
 
+    async def LookForRevert(
+        self, request: agent_pb2.LookForRevertRequest, context: Any
+    ) -> agent_pb2.LookForRevertResponse:
+        """Tells whether a VM was reverted to a snapshot."""
+        del context
+        look = await self._agent.look_for_revert(
+            convert.vm_ref(request.vm), request.since_event_mark, request.own_event_mark
+        )
+        return agent_pb2.LookForRevertResponse(finding=look.finding.value, detail=look.detail)
+
     async def PlanCapture(
         self, request: agent_pb2.PlanCaptureRequest, context: Any
     ) -> AsyncIterator[agent_pb2.PlanPage]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
 from typing import Any
 
 import structlog
@@ -12,51 +10,21 @@ from pyVmomi import vim, vmodl
 
 from sendense_agent.disks import disks_of
 from sendense_agent.errors import ConsolidationNeeded, DiskNotFound, SnapshotNotFound, SnapshotNotOurs, StaleAttempt
+from sendense_agent.event_log import first_snapshot_mark, newest_mark
 from sendense_agent.inventory import find_vm, walk_snapshots
-from sendense_agent.model import Disk, Holder, Snapshot, VmRef
+from sendense_agent.labels import attempt_of, describe, label_of, snapshot_name
+from sendense_agent.model import Disk, Holder, Mark, Snapshot, VmRef
 from sendense_agent.properties import moref_of, read_some
 from sendense_agent.tasks import TaskFailed, wait_for_task
 from sendense_agent.vcenter import VCenter
 
 log = structlog.get_logger()
 
-NAME_PREFIX = "sendense-"
-MAX_NAME = 80
-"""vSphere's limit for a snapshot's name."""
 CREATE_SECONDS = 900.0
 REMOVE_SECONDS = 24 * 3600.0
 """Merging hours of a busy VM's writes takes hours; the caller's deadline ends the wait earlier."""
 
 _QUIESCE_FAULTS = (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault, vim.fault.ToolsUnavailable)
-
-
-def snapshot_name(job_id: str) -> str:
-    """Returns the name of a job's snapshot; a long job id is cut, with a hash of the whole."""
-    name = NAME_PREFIX + job_id
-    if len(name) <= MAX_NAME:
-        return name
-    return f"{name[: MAX_NAME - 13]}-{hashlib.sha256(job_id.encode()).hexdigest()[:12]}"
-
-
-def describe(holder: Holder) -> str:
-    """Returns the description by which a snapshot is known as ours."""
-    return json.dumps(
-        {"installation": holder.installation_id, "job": holder.job_id, "attempt": holder.attempt}, sort_keys=True
-    )
-
-
-def attempt_of(description: str, holder: Holder) -> int | None:
-    """Returns the attempt that made a snapshot of this installation and job; None when it is not theirs."""
-    try:
-        facts = json.loads(description)
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(facts, dict):
-        return None
-    if (facts.get("installation"), facts.get("job")) != (holder.installation_id, holder.job_id):
-        return None
-    attempt = facts.get("attempt")
-    return attempt if isinstance(attempt, int) else None
 
 
 async def create_snapshot(vcenter: VCenter, ref: VmRef, holder: Holder, *, quiesce: bool) -> Snapshot:
@@ -69,19 +37,18 @@ async def create_snapshot(vcenter: VCenter, ref: VmRef, holder: Holder, *, quies
         StaleAttempt: A newer attempt made the snapshot that the job has.
         VCenterFault: vCenter refused.
     """
-    existing = await vcenter.read("look for the job's snapshot", lambda service: _ours(service, ref, holder))
+    existing, alone = await _state(vcenter, ref, holder)
+    mark, problem = None, ""
     if not existing:
-        try:
-            await _make(vcenter, ref, holder, quiesce=quiesce)
-        except TaskFailed as failed:
-            if not quiesce or not isinstance(failed.fault, _QUIESCE_FAULTS):
-                raise
-            log.warning("the guest could not quiesce, taking a crash-consistent snapshot", fault=str(failed))
-            await _make(vcenter, ref, holder, quiesce=False)
-        existing = await vcenter.read("look for the job's snapshot", lambda service: _ours(service, ref, holder))
+        before = await newest_mark(vcenter, ref)
+        problem = await _make(vcenter, ref, holder, before, quiesce=quiesce)
+        existing, alone = await _state(vcenter, ref, holder)
+        mark = before or await first_snapshot_mark(vcenter, ref)
     if not existing:
         raise SnapshotNotFound(snapshot_name(holder.job_id))
     node = existing[0]
+    label = label_of(node.description)
+    mark = mark or (label.mark if label else None)
     made_by = attempt_of(node.description, holder) or 0
     if made_by > holder.attempt:
         raise StaleAttempt(holder.job_id, holder.attempt, made_by)
@@ -93,6 +60,9 @@ async def create_snapshot(vcenter: VCenter, ref: VmRef, holder: Holder, *, quies
         created_at=node.createTime.astimezone(dt.UTC),
         quiesced=bool(node.quiesced),
         disks=disks,
+        quiesce_problem=problem,
+        alone=alone,
+        event_mark=str(mark) if mark else "",
     )
 
 
@@ -160,10 +130,23 @@ def snapshot_disk(service: Any, moref: str, device_key: int) -> Disk:
     raise DiskNotFound(moref, device_key)
 
 
-async def _make(vcenter: VCenter, ref: VmRef, holder: Holder, *, quiesce: bool) -> None:
+async def _make(vcenter: VCenter, ref: VmRef, holder: Holder, mark: Mark | None, *, quiesce: bool) -> str:
+    """Makes the snapshot; returns why it is not quiesced although that was asked for."""
+    try:
+        await _make_one(vcenter, ref, holder, mark, quiesce=quiesce)
+    except TaskFailed as failed:
+        if not quiesce or not isinstance(failed.fault, _QUIESCE_FAULTS):
+            raise
+        log.warning("the guest could not quiesce, taking a crash-consistent snapshot", fault=str(failed))
+        await _make_one(vcenter, ref, holder, mark, quiesce=False)
+        return f"{type(failed.fault).__name__.rpartition('.')[2]}: {failed.fault.msg or 'no message'}"
+    return ""
+
+
+async def _make_one(vcenter: VCenter, ref: VmRef, holder: Holder, mark: Mark | None, *, quiesce: bool) -> None:
     def start(service: Any) -> str:
         task = find_vm(service, ref).CreateSnapshot_Task(
-            name=snapshot_name(holder.job_id), description=describe(holder), memory=False, quiesce=quiesce
+            name=snapshot_name(holder.job_id), description=describe(holder, mark), memory=False, quiesce=quiesce
         )
         return moref_of(task)
 
@@ -204,7 +187,20 @@ def _consolidation_needed(service: Any, ref: VmRef) -> bool:
     return bool(find_vm(service, ref).runtime.consolidationNeeded)
 
 
-def _ours(service: Any, ref: VmRef, holder: Holder) -> list[Any]:
-    """Returns the tree nodes of the job's snapshots, parents first."""
-    nodes = walk_snapshots(find_vm(service, ref).snapshot)
-    return [node for node in nodes if attempt_of(node.description, holder) is not None]
+async def _state(vcenter: VCenter, ref: VmRef, holder: Holder) -> tuple[list[Any], bool]:
+    return await vcenter.read("look for the job's snapshot", lambda service: _ours(service, ref, holder))
+
+
+def _ours(service: Any, ref: VmRef, holder: Holder) -> tuple[list[Any], bool]:
+    """Returns the tree nodes of the job's snapshots, parents first, and whether the VM has this one and no other.
+
+    It is not alone either when the VM does not stand on it: then somebody has reverted the VM since it was made, and
+    may have removed the snapshot that it was reverted to.
+    """
+    info = find_vm(service, ref).snapshot
+    nodes = list(walk_snapshots(info))
+    ours = [node for node in nodes if attempt_of(node.description, holder) is not None]
+    if len(nodes) != 1 or not ours:
+        return ours, False
+    current = info.currentSnapshot
+    return ours, current is not None and moref_of(current) == moref_of(ours[0].snapshot)

@@ -13,7 +13,7 @@ from sendense_agent.fencing import Fence
 from sendense_agent.model import Holder
 from sendense_agent.own_key import KeyUnsafe, load_or_create_key
 from sendense_agent.plan import Plan
-from sendense_agent.snapshots import MAX_NAME, attempt_of, describe, snapshot_name
+from sendense_agent.labels import MAX_NAME, attempt_of, describe, snapshot_name
 from sendense_blockio.extents import Extent
 
 

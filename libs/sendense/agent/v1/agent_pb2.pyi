@@ -32,6 +32,8 @@ class Disk(_message.Message):
     FILE_NAME_FIELD_NUMBER: _builtins.int
     CHANGE_ID_FIELD_NUMBER: _builtins.int
     SKIP_REASON_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    DATASTORE_FIELD_NUMBER: _builtins.int
     device_key: _builtins.int
     """Device key in the VM's hardware."""
     identity: _builtins.str
@@ -46,6 +48,10 @@ class Disk(_message.Message):
     """Change id of the backing asked; of a snapshot's disk it is where the next increment starts. May be empty."""
     skip_reason: _builtins.str
     """Empty when the disk can be captured, else why not, such as `independent disk`."""
+    slot: _builtins.str
+    """Where it is plugged in: the controller's label and the unit number, such as `SCSI controller 0:1`."""
+    datastore: _builtins.str
+    """Name of the datastore; empty in lists."""
     def __init__(
         self,
         *,
@@ -56,14 +62,86 @@ class Disk(_message.Message):
         file_name: _builtins.str = ...,
         change_id: _builtins.str = ...,
         skip_reason: _builtins.str = ...,
+        slot: _builtins.str = ...,
+        datastore: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "device_key", b"device_key", "file_name", b"file_name", "identity", b"identity", "label", b"label", "skip_reason", b"skip_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "datastore", b"datastore", "device_key", b"device_key", "file_name", b"file_name", "identity", b"identity", "label", b"label", "skip_reason", b"skip_reason", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Disk: _TypeAlias = Disk  # noqa: Y015
+
+@_typing.final
+class Datastore(_message.Message):
+    """Datastore is where disks of a VM lie."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name."""
+    capacity_bytes: _builtins.int
+    """Capacity in bytes."""
+    free_bytes: _builtins.int
+    """Free bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "free_bytes", b"free_bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Datastore: _TypeAlias = Datastore  # noqa: Y015
+
+@_typing.final
+class VmSnapshot(_message.Message):
+    """VmSnapshot is a snapshot that a VM has now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOREF_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    moref: _builtins.str
+    """Managed object reference."""
+    name: _builtins.str
+    """Name."""
+    job_id: _builtins.str
+    """The backup that it was made for; empty for a foreign snapshot."""
+    installation_id: _builtins.str
+    """The installation of Sendense that made it; empty for a foreign snapshot."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        moref: _builtins.str = ...,
+        name: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        job_id: _builtins.str = ...,
+        installation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "installation_id", b"installation_id", "job_id", b"job_id", "moref", b"moref", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VmSnapshot: _TypeAlias = VmSnapshot  # noqa: Y015
 
 @_typing.final
 class Vm(_message.Message):
@@ -86,6 +164,11 @@ class Vm(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     DATASTORE_FREE_BYTES_FIELD_NUMBER: _builtins.int
     HARDWARE_JSON_FIELD_NUMBER: _builtins.int
+    TOOLS_STATUS_FIELD_NUMBER: _builtins.int
+    GUEST_NAME_FIELD_NUMBER: _builtins.int
+    DATASTORES_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     vcenter_uuid: _builtins.str
     """vCenter's instance uuid."""
     vm_uuid: _builtins.str
@@ -114,9 +197,23 @@ class Vm(_message.Message):
     """Free bytes on the datastore with the least room that holds a disk of it; 0 in lists."""
     hardware_json: _builtins.str
     """Everything needed to make the VM again, as JSON; empty in lists."""
+    tools_status: _builtins.str
+    """State of VMware Tools: `guestToolsRunning`, `guestToolsNotRunning` and so on."""
+    guest_name: _builtins.str
+    """Guest system, such as `Debian GNU/Linux 12 (64-bit)`."""
+    host: _builtins.str
+    """Name of the host that it is on; empty in lists."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Disk]:
         """Its disks; empty in lists."""
+
+    @_builtins.property
+    def datastores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Datastore]:
+        """The datastores that hold its disks; empty in lists."""
+
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmSnapshot]:
+        """Its snapshots, parents first; empty in lists."""
 
     def __init__(
         self,
@@ -136,10 +233,15 @@ class Vm(_message.Message):
         disks: _abc.Iterable[Global___Disk] | None = ...,
         datastore_free_bytes: _builtins.int = ...,
         hardware_json: _builtins.str = ...,
+        tools_status: _builtins.str = ...,
+        guest_name: _builtins.str = ...,
+        datastores: _abc.Iterable[Global___Datastore] | None = ...,
+        snapshots: _abc.Iterable[Global___VmSnapshot] | None = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_tracking_enabled", b"change_tracking_enabled", "change_tracking_supported", b"change_tracking_supported", "consolidation_needed", b"consolidation_needed", "datastore_free_bytes", b"datastore_free_bytes", "disks", b"disks", "hardware_json", b"hardware_json", "hardware_version", b"hardware_version", "inventory_path", b"inventory_path", "moref", b"moref", "name", b"name", "power_state", b"power_state", "snapshot_count", b"snapshot_count", "template", b"template", "vcenter_uuid", b"vcenter_uuid", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_tracking_enabled", b"change_tracking_enabled", "change_tracking_supported", b"change_tracking_supported", "consolidation_needed", b"consolidation_needed", "datastore_free_bytes", b"datastore_free_bytes", "datastores", b"datastores", "disks", b"disks", "guest_name", b"guest_name", "hardware_json", b"hardware_json", "hardware_version", b"hardware_version", "host", b"host", "inventory_path", b"inventory_path", "moref", b"moref", "name", b"name", "power_state", b"power_state", "snapshot_count", b"snapshot_count", "snapshots", b"snapshots", "template", b"template", "tools_status", b"tools_status", "vcenter_uuid", b"vcenter_uuid", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,12 +450,23 @@ class Snapshot(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     QUIESCED_FIELD_NUMBER: _builtins.int
+    QUIESCE_PROBLEM_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    EVENT_MARK_FIELD_NUMBER: _builtins.int
     moref: _builtins.str
     """Managed object reference."""
     name: _builtins.str
     """Its name."""
     quiesced: _builtins.bool
     """Whether the guest's file systems were quiesced."""
+    quiesce_problem: _builtins.str
+    """Why the guest could not be quiesced although that was asked for; empty otherwise, and for a snapshot that was joined."""
+    alone: _builtins.bool
+    """Whether the VM had no other snapshot right after this one was made: then no revert to an older state can be hidden."""
+    event_mark: _builtins.str
+    """Place in vCenter's event log, `key@time`, before which nothing matters for what builds on this snapshot; empty when
+    the log could not be read.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -370,14 +483,75 @@ class Snapshot(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         disks: _abc.Iterable[Global___Disk] | None = ...,
         quiesced: _builtins.bool = ...,
+        quiesce_problem: _builtins.str = ...,
+        alone: _builtins.bool = ...,
+        event_mark: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "disks", b"disks", "moref", b"moref", "name", b"name", "quiesced", b"quiesced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "created_at", b"created_at", "disks", b"disks", "event_mark", b"event_mark", "moref", b"moref", "name", b"name", "quiesce_problem", b"quiesce_problem", "quiesced", b"quiesced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class LookForRevertRequest(_message.Message):
+    """LookForRevertRequest asks about a stretch of a VM's history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    SINCE_EVENT_MARK_FIELD_NUMBER: _builtins.int
+    OWN_EVENT_MARK_FIELD_NUMBER: _builtins.int
+    since_event_mark: _builtins.str
+    """`event_mark` of the parent's snapshot; may be empty."""
+    own_event_mark: _builtins.str
+    """`event_mark` of the job's own snapshot; may be empty."""
+    @_builtins.property
+    def vm(self) -> Global___VmRef:
+        """The VM."""
+
+    def __init__(
+        self,
+        *,
+        vm: Global___VmRef | None = ...,
+        since_event_mark: _builtins.str = ...,
+        own_event_mark: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["own_event_mark", b"own_event_mark", "since_event_mark", b"since_event_mark", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookForRevertRequest: _TypeAlias = LookForRevertRequest  # noqa: Y015
+
+@_typing.final
+class LookForRevertResponse(_message.Message):
+    """LookForRevertResponse tells what was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    finding: _builtins.str
+    """`no revert`, `reverted` or `incomplete`."""
+    detail: _builtins.str
+    """Which revert, or what the log lacks."""
+    def __init__(
+        self,
+        *,
+        finding: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "finding", b"finding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookForRevertResponse: _TypeAlias = LookForRevertResponse  # noqa: Y015
 
 @_typing.final
 class RemoveSnapshotRequest(_message.Message):

@@ -61,6 +61,11 @@ class AgentServiceStub:
                 request_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.RemoveSnapshotRequest.SerializeToString,
                 response_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.RemoveSnapshotResponse.FromString,
                 _registered_method=True)
+        self.LookForRevert = channel.unary_unary(
+                '/sendense.agent.v1.AgentService/LookForRevert',
+                request_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.LookForRevertRequest.SerializeToString,
+                response_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.LookForRevertResponse.FromString,
+                _registered_method=True)
         self.PlanCapture = channel.unary_stream(
                 '/sendense.agent.v1.AgentService/PlanCapture',
                 request_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.PlanCaptureRequest.SerializeToString,
@@ -115,6 +120,14 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookForRevert(self, request, context):
+        """LookForRevert tells from vCenter's event log whether a VM was reverted to a snapshot since a mark. It waits some seconds
+        until the log shows the job's own snapshot. What the log cannot tell is `incomplete`, never an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanCapture(self, request, context):
         """PlanCapture streams what must be copied of one snapshot disk: sorted, aligned, small gaps joined. With a parent change
         id: what changed since. Without: what is allocated. FAILED_PRECONDITION: CBT_RESET, AREAS_QUERY_FAILED: take a full.
@@ -159,6 +172,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.RemoveSnapshot,
                     request_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.RemoveSnapshotRequest.FromString,
                     response_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.RemoveSnapshotResponse.SerializeToString,
+            ),
+            'LookForRevert': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookForRevert,
+                    request_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.LookForRevertRequest.FromString,
+                    response_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.LookForRevertResponse.SerializeToString,
             ),
             'PlanCapture': grpc.unary_stream_rpc_method_handler(
                     servicer.PlanCapture,
@@ -308,6 +326,33 @@ class AgentService:
             '/sendense.agent.v1.AgentService/RemoveSnapshot',
             sendense_dot_agent_dot_v1_dot_agent__pb2.RemoveSnapshotRequest.SerializeToString,
             sendense_dot_agent_dot_v1_dot_agent__pb2.RemoveSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookForRevert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.agent.v1.AgentService/LookForRevert',
+            sendense_dot_agent_dot_v1_dot_agent__pb2.LookForRevertRequest.SerializeToString,
+            sendense_dot_agent_dot_v1_dot_agent__pb2.LookForRevertResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class AgentServiceStub:
     """RemoveSnapshot removes the job's snapshot and waits until its disks are consolidated. What is gone is no error.
     FAILED_PRECONDITION (SNAPSHOT_NOT_OURS) when the snapshot was not made by this installation and job.
     """
+    LookForRevert: _grpc.UnaryUnaryMultiCallable[_agent_pb2.LookForRevertRequest, _agent_pb2.LookForRevertResponse]
+    """LookForRevert tells from vCenter's event log whether a VM was reverted to a snapshot since a mark. It waits some seconds
+    until the log shows the job's own snapshot. What the log cannot tell is `incomplete`, never an error.
+    """
     PlanCapture: _grpc.UnaryStreamMultiCallable[_agent_pb2.PlanCaptureRequest, _agent_pb2.PlanPage]
     """PlanCapture streams what must be copied of one snapshot disk: sorted, aligned, small gaps joined. With a parent change
     id: what changed since. Without: what is allocated. FAILED_PRECONDITION: CBT_RESET, AREAS_QUERY_FAILED: take a full.
@@ -79,6 +83,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveSnapshotRequest, _agent_pb2.RemoveSnapshotResponse]  # type: ignore[assignment]
     """RemoveSnapshot removes the job's snapshot and waits until its disks are consolidated. What is gone is no error.
     FAILED_PRECONDITION (SNAPSHOT_NOT_OURS) when the snapshot was not made by this installation and job.
+    """
+    LookForRevert: _aio.UnaryUnaryMultiCallable[_agent_pb2.LookForRevertRequest, _agent_pb2.LookForRevertResponse]  # type: ignore[assignment]
+    """LookForRevert tells from vCenter's event log whether a VM was reverted to a snapshot since a mark. It waits some seconds
+    until the log shows the job's own snapshot. What the log cannot tell is `incomplete`, never an error.
     """
     PlanCapture: _aio.UnaryStreamMultiCallable[_agent_pb2.PlanCaptureRequest, _agent_pb2.PlanPage]  # type: ignore[assignment]
     """PlanCapture streams what must be copied of one snapshot disk: sorted, aligned, small gaps joined. With a parent change
@@ -137,6 +145,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pb2.RemoveSnapshotResponse, _abc.Awaitable[_agent_pb2.RemoveSnapshotResponse]]:
         """RemoveSnapshot removes the job's snapshot and waits until its disks are consolidated. What is gone is no error.
         FAILED_PRECONDITION (SNAPSHOT_NOT_OURS) when the snapshot was not made by this installation and job.
+        """
+
+    @_abc_1.abstractmethod
+    def LookForRevert(
+        self,
+        request: _agent_pb2.LookForRevertRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.LookForRevertResponse, _abc.Awaitable[_agent_pb2.LookForRevertResponse]]:
+        """LookForRevert tells from vCenter's event log whether a VM was reverted to a snapshot since a mark. It waits some seconds
+        until the log shows the job's own snapshot. What the log cannot tell is `incomplete`, never an error.
         """
 
     @_abc_1.abstractmethod
