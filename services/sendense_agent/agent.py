@@ -6,21 +6,20 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import structlog
 
-from sendense_agent import change_tracking, snapshots
+from sendense_agent import change_tracking, event_log, snapshots
 from sendense_agent.capture import Capture, CaptureJob
 from sendense_agent.changed_areas import areas_of
 from sendense_agent.errors import CaptureInvalid
+from sendense_agent.event_log import Finding, Look
 from sendense_agent.fencing import Fence
-from sendense_agent.inventory import datacenter_path, find_vm, inspect_vm, list_vms
-from sendense_agent.model import Disk, Holder, Snapshot, Vm, VmRef
+from sendense_agent.inventory import inspect_vm, list_vms
+from sendense_agent.model import Disk, Holder, Mark, Snapshot, Vm, VmRef
 from sendense_agent.plan import Plan, make_plan
-from sendense_agent.readers.description import ReaderDescription
-from sendense_agent.readers.https import FolderAccess, describe_https, probe_https
+from sendense_agent.readers.choice import Readers
+from sendense_agent.readers.source import DiskSource, find_place, source_of
 from sendense_agent.uplink import Uplink
 from sendense_agent.vcenter import VCenter, VCenters
 from sendense_blockio.engine import Batch, CopyProgress
@@ -74,15 +73,13 @@ class Agent:
     Args:
         vcenters: Its vCenters.
         uplink: Its way to the node.
-        readers: Private directory for the readers.
-        reader_connections: Connections of the https reader.
+        readers: Starts the readers of disks.
     """
 
-    def __init__(self, vcenters: VCenters, uplink: Uplink, readers: Path, reader_connections: int) -> None:
+    def __init__(self, vcenters: VCenters, uplink: Uplink, readers: Readers) -> None:
         self._vcenters = vcenters
         self._uplink = uplink
         self._readers = readers
-        self._reader_connections = reader_connections
         self._fence = Fence()
         self._captures: dict[tuple[str, int], Capture] = {}
 
@@ -117,6 +114,14 @@ class Agent:
                 await capture.end()
         return await snapshots.remove_snapshot(await self._vcenter(ref), ref, holder, moref)
 
+    async def look_for_revert(self, ref: VmRef, since: str, own: str) -> Look:
+        """Tells from the event log whether a VM was reverted between two marks, as `Snapshot.event_mark` has them."""
+        since_mark, own_mark = Mark.parse(since), Mark.parse(own)
+        if since_mark is None or own_mark is None:
+            missing = "parent's" if since_mark is None else "job's own"
+            return Look(Finding.INCOMPLETE, f"the event log could not be read when the {missing} snapshot was made")
+        return await event_log.look_for_revert(await self._vcenter(ref), ref, since_mark, own_mark)
+
     async def plan(self, ref: VmRef, snapshot_moref: str, device_key: int, parent: str, alignment: int) -> Plan:
         """Returns what must be copied of a snapshot's disk."""
         vcenter = await self._vcenter(ref)
@@ -136,18 +141,18 @@ class Agent:
         """
         self._fence.admit(order.holder)
         vcenter = await self._vcenter(order.vm)
-        disk, datacenter = await vcenter.read("read the snapshot's disk", lambda service: _source(service, order))
+        source = await _source(vcenter, order.vm, order.snapshot_moref, order.device_key)
+        disk = source.disk
         try:
             areas = list(check(order.areas, disk.capacity_bytes))
         except ExtentError as error:
             raise CaptureInvalid(f"the areas of {disk} cannot be: {error}") from error
-        description = await self._describe(vcenter, disk, datacenter)
         async with self._only_capture(order, disk, areas) as capture:
-            events = capture.run(description, self._readers, self._uplink.lane())
+            events = capture.run(self._readers.open(source, vcenter.check_account), self._uplink.lane())
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield event
-            yield Done(capture.progress, description.name)
+            yield Done(capture.progress, capture.reader)
 
     @contextlib.asynccontextmanager
     async def _only_capture(self, order: CaptureOrder, disk: Disk, areas: list[Extent]) -> AsyncIterator[Capture]:
@@ -165,24 +170,14 @@ class Agent:
             if self._captures.get(key) is capture:
                 del self._captures[key]
 
-    async def _describe(self, vcenter: VCenter, disk: Disk, datacenter: str) -> ReaderDescription:
-        pin = await vcenter.pin()
-        account = vcenter.account
-        access = FolderAccess(
-            host=account.host,
-            port=account.port,
-            username=account.username,
-            password=account.read_password(),
-            certificate=pin.pem,
-            datacenter=datacenter,
-        )
-        await asyncio.to_thread(probe_https, access, disk, pin.context())
-        return describe_https(access, disk, self._reader_connections)
-
     async def _vcenter(self, ref: VmRef) -> VCenter:
         return await self._vcenters.by_uuid(ref.vcenter_uuid, ref.vm_uuid)
 
 
-def _source(service: Any, order: CaptureOrder) -> tuple[Disk, str]:
-    disk = snapshots.snapshot_disk(service, order.snapshot_moref, order.device_key)
-    return disk, datacenter_path(service, find_vm(service, order.vm))
+async def _source(vcenter: VCenter, ref: VmRef, snapshot_moref: str, device_key: int) -> DiskSource:
+    """Returns a snapshot's disk with all that a reader needs."""
+    place = await vcenter.read(
+        "read the snapshot's disk", lambda service: find_place(service, ref, snapshot_moref, device_key)
+    )
+    pin = await vcenter.pin()
+    return await asyncio.to_thread(source_of, vcenter.account, pin, place)

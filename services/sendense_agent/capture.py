@@ -19,8 +19,9 @@ import structlog
 
 from sendense_agent.errors import CaptureFailed
 from sendense_agent.model import Disk
+from sendense_agent.readers.choice import OpenReader
 from sendense_agent.readers.description import ReaderDescription
-from sendense_agent.readers.nbdkit import Reader, running_reader
+from sendense_agent.readers.nbdkit import Reader
 from sendense_blockio.engine import Batch, CopyOptions, CopyProgress, Endpoint, copy
 from sendense_blockio.errors import BlockIOError, CopyCancelledError, CopyError, EndpointError
 from sendense_blockio.extents import Extent, total
@@ -57,11 +58,13 @@ class Capture:
 
     Attributes:
         progress: Counters, kept by the engine.
+        reader: Name of the reader that is used; empty while none is.
     """
 
     def __init__(self, job: CaptureJob) -> None:
         self.job = job
         self.progress = CopyProgress(bytes_total=total(job.areas))
+        self.reader = ""
         self._cancel = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._batches: asyncio.Queue[Batch | None] = asyncio.Queue()
@@ -82,27 +85,27 @@ class Capture:
             log.warning("a cancelled capture has not ended yet", disk=str(self.job.disk))
 
     async def run(
-        self, description: ReaderDescription, readers: Path, lane: AbstractAsyncContextManager[Path]
+        self, reader: AbstractAsyncContextManager[OpenReader], lane: AbstractAsyncContextManager[Path]
     ) -> AsyncGenerator[Batch | CopyProgress]:
         """Copies, and yields flushed batches and, about twice a second, progress; ends when all is reported.
 
         Args:
-            description: The reader.
-            readers: Directory for its private files.
+            reader: Lends the running reader.
             lane: Lends the socket that leads to the exports.
 
         Raises:
             CaptureFailed: The copy ended early.
-            ReaderUnsuitable: The reader did not start.
+            ReaderUnsuitable: No reader can read the disk.
             TunnelDown: There is no lane.
         """
         try:
             if self.job.areas:
                 async with (
                     lane as socket,
-                    running_reader(description, readers, str(self.job.disk)) as reader,
-                    contextlib.aclosing(self._copy(description, reader, socket)) as events,
+                    reader as opened,
+                    contextlib.aclosing(self._copy(opened.description, opened.process, socket)) as events,
                 ):
+                    self.reader = opened.description.name
                     async for event in events:
                         yield event
             yield self.progress

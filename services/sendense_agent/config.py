@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from sendense_agent.readers.choice import ReaderChoice, configured
+from sendense_agent.readers.https import HTTPS
+from sendense_agent.readers.nfc import NFC
+from sendense_agent.readers.vddk import VDDK
 from sendense_rpc.settings import ServiceSettings
 
 _AGENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -22,7 +27,15 @@ class AgentSettings(ServiceSettings):
         tunnel: `host:port` of the tunnel; empty means the one on this machine (its port is in `run/tunnel.port`).
         tunnel_host_key: File with the tunnel's SSH public host key, pinned.
         lanes: SSH connections for data; 0 follows the number of cores.
+        reader: `auto`, or the one reader that is used: `vddk`, `https` or `nfc`. `auto` takes `vddk` first where it is
+            installed and the VM runs, and passes over a reader that cannot read the disk.
+        reader_of_vm: The same for single VMs, by name or instance uuid: `{"web": "https"}`.
         reader_connections: Connections that the https reader uses for one disk.
+        vddk_plugin: nbdkit's vddk plugin, by name or path.
+        vddk_libdir: Directory of VMware's library (`vmware-vix-disklib-distrib`).
+        vddk_transports: Its transports, best first: `nbdssl`, `nbd`, `hotadd`, `san`.
+        vddk_connections: Connections that the vddk reader uses for one disk; each is an NFC session at the host.
+        nfc_plugin: nbdkit's nfc plugin, by name or path.
     """
 
     model_config = SettingsConfigDict(env_prefix="SENDENSE_AGENT_", frozen=True, extra="ignore")
@@ -31,7 +44,14 @@ class AgentSettings(ServiceSettings):
     tunnel: str = ""
     tunnel_host_key: Path | None = None
     lanes: int = Field(default=0, ge=0, le=32)
+    reader: Literal["auto", "vddk", "https", "nfc"] = "auto"
+    reader_of_vm: dict[str, Literal["auto", "vddk", "https", "nfc"]] = Field(default_factory=dict)
     reader_connections: int = Field(default=4, ge=1, le=16)
+    vddk_plugin: str = "vddk"
+    vddk_libdir: Path | None = None
+    vddk_transports: str = Field(default="nbdssl:nbd", pattern=r"^[a-z]+(:[a-z]+)*$")
+    vddk_connections: int = Field(default=2, ge=1, le=8)
+    nfc_plugin: str = "nfc"
 
     @field_validator("id")
     @classmethod
@@ -69,6 +89,22 @@ class AgentSettings(ServiceSettings):
     def lane_count(self) -> int:
         """Number of SSH connections for data."""
         return self.lanes or max(1, min(4, (os.cpu_count() or 1) // 2))
+
+    def reader_choice(self) -> ReaderChoice:
+        """Returns the readers with their settings, and which of them is wanted."""
+        vddk = configured(
+            VDDK,
+            plugin=self.vddk_plugin,
+            connections=self.vddk_connections,
+            libdir=str(self.vddk_libdir or ""),
+            transports=self.vddk_transports,
+        )
+        kinds = (
+            vddk,
+            configured(HTTPS, connections=self.reader_connections),
+            configured(NFC, plugin=self.nfc_plugin),
+        )
+        return ReaderChoice(kinds, self.reader, self.reader_of_vm)
 
     def socket(self, service: str) -> Path:
         """Returns the Unix socket of the agent's gRPC server, which only the tunnel's control connection reaches."""

@@ -223,6 +223,8 @@ class ReaderUnsuitable(SendenseError):
     """A reader cannot read this disk; the message says why."""
 
     def __init__(self, reader: str, disk: str, problem: str, *, retryable: bool = False) -> None:
+        self.reader = reader
+        self.problem = problem
         super().__init__(
             f"the reader '{reader}' cannot read {disk}: {problem}",
             kind=Kind.FAILED_PRECONDITION,

@@ -13,6 +13,7 @@ from sendense_agent.agent import Agent
 from sendense_agent.config import AgentSettings
 from sendense_agent.link import Dialling
 from sendense_agent.own_key import load_or_create_key
+from sendense_agent.readers.choice import Readers
 from sendense_agent.servicer import AgentServicer
 from sendense_agent.uplink import Uplink
 from sendense_agent.vcenter import VCenters
@@ -46,7 +47,7 @@ async def open_agent(settings: AgentSettings) -> AsyncIterator[Service]:
 
     servicer = Servicer(
         "sendense.agent.v1.AgentService",
-        AgentServicer(Agent(vcenters, uplink, readers, settings.reader_connections)),
+        AgentServicer(Agent(vcenters, uplink, Readers(settings.reader_choice(), readers))),
         agent_pb2_grpc.add_AgentServiceServicer_to_server,
     )
     try:

@@ -90,6 +90,17 @@ class VCenter:
             raise VCenterUnavailable(self.account.name, "there is no session")
         return self._pin
 
+    async def check_account(self) -> None:
+        """Logs in anew and out again: tells whether certificate and account are still good.
+
+        Raises:
+            VCenterUnavailable: No connection.
+            VCenterLoginRefused: The account is refused.
+            VCenterCertificateRefused: Another certificate than the pinned one.
+        """
+        pin = await self.pin()
+        await self._in_thread(lambda: self._run("log in", lambda _: self._log_in_and_out(pin), repeatable=False))
+
     def close(self) -> None:
         """Logs out, if there is a session, and ends the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -170,6 +181,13 @@ class VCenter:
             _drop_connections(service)
             raise
         return service
+
+    def _log_in_and_out(self, pin: Pin) -> None:
+        service = self._connect(pin)
+        try:
+            service.content.sessionManager.Logout()
+        finally:
+            _drop_connections(service)
 
     def _log_in(self, service: Any) -> None:
         account = self.account

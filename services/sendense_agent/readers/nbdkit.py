@@ -1,7 +1,8 @@
 """Runs a described reader as an nbdkit process: private socket, secrets in files, supervised, dies with the agent.
 
 If nbdkit ends, the read has failed: a client may hang on the dead socket, so whoever copies must watch `died`
-(cbt-facts 15). Nothing that nbdkit did not deliver ever becomes zeroes.
+(cbt-facts 15). Nothing that nbdkit did not deliver ever becomes zeroes. A reader is handed out only after it has told
+the disk's size and delivered its first sector: plugins open the disk at a client's connection, not at their start.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nbd
 import structlog
 
 from sendense_agent.errors import ReaderUnsuitable
+from sendense_agent.model import Disk
 from sendense_agent.readers.description import ReaderDescription
 
 log = structlog.get_logger()
 
 START_SECONDS = 30.0
+PROBE_SECONDS = 90.0
+"""How long the first sector may take: opening a disk through vCenter takes some round trips, and a host may be busy."""
+SECTOR = 512
 STOP_SECONDS = 5.0
 STDERR_LINES = 20
 _LINE_BYTES = 2000
@@ -81,16 +87,16 @@ class Reader:
 
 
 @contextlib.asynccontextmanager
-async def running_reader(description: ReaderDescription, directory: Path, disk: str) -> AsyncIterator[Reader]:
-    """Starts a reader, yields it once its socket listens, and ends it.
+async def running_reader(description: ReaderDescription, directory: Path, disk: Disk) -> AsyncIterator[Reader]:
+    """Starts a reader, yields it once it has delivered the disk's first sector, and ends it.
 
     Args:
         description: What to run.
         directory: A private directory is made in it, and removed at the end.
-        disk: For errors.
+        disk: What it must serve.
 
     Raises:
-        ReaderUnsuitable: It ended, or did not listen in time; with its last words.
+        ReaderUnsuitable: It ended, or did not deliver in time, or serves another size; with its last words.
     """
     private = _private_directory(directory)
     try:
@@ -109,6 +115,7 @@ async def running_reader(description: ReaderDescription, directory: Path, disk: 
             await _wait_until_listening(reader, description.name, disk)
             for name in description.secrets:
                 (private / name).unlink()  # it was read: nothing to be found later
+            await _probe(reader, description.name, disk)
             yield reader
         finally:
             await reader.stop()
@@ -148,15 +155,53 @@ def _private_file(path: Path, content: str) -> Path:
     return path
 
 
-async def _wait_until_listening(reader: Reader, name: str, disk: str) -> None:
+async def _probe(reader: Reader, name: str, disk: Disk) -> None:
+    """Raises unless the reader serves the disk's size and its first sector in time."""
+    reading = asyncio.create_task(asyncio.to_thread(_first_sector, reader.socket, disk.capacity_bytes))
+    death = asyncio.create_task(reader.died())
+    try:
+        await asyncio.wait([reading, death], timeout=PROBE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            # Ends the thread, too: its socket is closed from the other side.
+            why = death.result() if death.done() else f"no first sector within {PROBE_SECONDS:g} s"
+            await reader.stop()
+            raise ReaderUnsuitable(name, str(disk), f"{why}: {reader.last_words() or 'no message'}", retryable=True)
+        problem = reading.result()
+        if problem:
+            await reader.stop()  # and so its last words are complete
+            raise ReaderUnsuitable(name, str(disk), f"{problem}: {reader.last_words() or 'no message'}")
+    finally:
+        death.cancel()
+        if not reading.done():
+            await reader.stop()
+            await asyncio.wait([reading])
+
+
+def _first_sector(socket: Path, capacity: int) -> str:
+    """Connects, reads the first sector, and returns what is wrong; blocking, ends when the server does."""
+    handle = nbd.NBD()
+    try:
+        handle.connect_unix(str(socket))
+        size = handle.get_size()
+        if size != capacity:
+            return f"it serves {size} bytes, the disk has {capacity}"
+        handle.pread(min(SECTOR, capacity), 0)
+        handle.shutdown()
+    except nbd.Error as error:
+        return f"the disk cannot be opened ({error.string})"
+    return ""
+
+
+async def _wait_until_listening(reader: Reader, name: str, disk: Disk) -> None:
     death = asyncio.create_task(reader.died())
     try:
         async with asyncio.timeout(START_SECONDS):
             while not reader.socket.exists():
                 done, _ = await asyncio.wait([death], timeout=0.01)
                 if done:
-                    raise ReaderUnsuitable(name, disk, death.result())
+                    raise ReaderUnsuitable(name, str(disk), death.result())
     except TimeoutError as error:
-        raise ReaderUnsuitable(name, disk, f"nbdkit does not listen: {reader.last_words()}", retryable=True) from error
+        why = f"nbdkit does not listen: {reader.last_words() or 'no message'}"
+        raise ReaderUnsuitable(name, str(disk), why, retryable=True) from error
     finally:
         death.cancel()

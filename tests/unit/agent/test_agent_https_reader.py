@@ -7,25 +7,48 @@ from pathlib import Path
 
 import pytest
 
+from sendense_agent.certificate import Pin
 from sendense_agent.errors import ReaderUnsuitable
 from sendense_agent.model import Disk
-from sendense_agent.readers.https import FolderAccess, _judge, describe_https, extent_url
+from sendense_agent.readers.description import describe
+from sendense_agent.readers.https import HTTPS, has_flat_extent, judge
 from sendense_agent.readers.nbdkit import _command
+from sendense_agent.readers.source import DiskSource, Place
 
-ACCESS = FolderAccess("vc.example", 443, "user@vsphere.local", "canary-password", "PEM", "folder/DC 1")
 DISK = Disk(2000, "u/2000", "Hard disk 1", 1 << 30, "[my ds] web #1/web #1_2.vmdk", "", "")
+PLACE = Place(DISK, "vm-1", "uuid", "web", True, "snapshot-1", "folder/DC 1", "VMFS")
+SOURCE = DiskSource(PLACE, "vc.example", 443, "user@vsphere.local", "canary-password", Pin("PEM", exact=False))
 RANGE = f"bytes 0-511/{1 << 30}"
 
 
+def on(disk: Disk = DISK, **place: object) -> DiskSource:
+    return replace(SOURCE, place=replace(PLACE, disk=disk, **place))  # type: ignore[arg-type]
+
+
 def test_the_extent_of_the_snapshots_backing_is_named() -> None:
-    assert extent_url(ACCESS, DISK) == "/folder/web%20%231/web%20%231_2-flat.vmdk?dcPath=folder%2FDC%201&dsName=my%20ds"
+    expected = "/folder/web%20%231/web%20%231_2-flat.vmdk?dcPath=folder%2FDC%201&dsName=my%20ds"
+    assert SOURCE.flat_extent == expected
+    assert describe(HTTPS, SOURCE).parameters["url"] == f"https://vc.example:443{expected}"
 
 
-def test_a_delta_and_other_backings_are_refused() -> None:
-    with pytest.raises(ReaderUnsuitable, match="itself a delta"):
-        extent_url(ACCESS, replace(DISK, is_delta=True))
-    with pytest.raises(ReaderUnsuitable, match="no VMDK"):
-        extent_url(ACCESS, replace(DISK, file_name="/dev/disk"))
+def test_a_plain_flat_disk_suits() -> None:
+    has_flat_extent(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (on(replace(DISK, is_delta=True)), "itself a delta"),
+        (on(replace(DISK, file_name="/dev/disk")), "no VMDK"),
+        (on(replace(DISK, capacity_bytes=0)), "smaller than a sector"),
+        (on(storage="vsan"), "on vSAN"),
+        (on(storage="VVOL"), "on vVol"),
+        (on(encrypted=True), "ciphertext"),
+    ],
+)
+def test_what_has_no_flat_file_of_its_own_bytes_is_refused(source: DiskSource, problem: str) -> None:
+    with pytest.raises(ReaderUnsuitable, match=problem):
+        has_flat_extent(source)
 
 
 @pytest.mark.parametrize(
@@ -45,15 +68,15 @@ def test_the_probe_says_why_an_extent_cannot_be_read(
     status: int, content_range: str, body: bytes, problem: str
 ) -> None:
     with pytest.raises(ReaderUnsuitable, match=problem):
-        _judge(DISK, status, content_range, body)
+        judge(DISK, status, content_range, body)
 
 
 def test_the_probe_takes_one_sector_of_the_right_size() -> None:
-    _judge(DISK, 206, RANGE, bytes(512))
+    judge(DISK, 206, RANGE, bytes(512))
 
 
 def test_secrets_are_in_files_and_not_in_the_command(tmp_path: Path) -> None:
-    description = describe_https(ACCESS, DISK, 4)
+    description = describe(HTTPS, SOURCE)
     command = _command(description, tmp_path, tmp_path / "s.sock")
     assert "canary-password" not in " ".join(command) + repr(description)
     assert (tmp_path / "password").read_text() == "canary-password"
