@@ -1,13 +1,7 @@
-"""The way to the gateway: where it is, how it is trusted, who we are.
-
-Each of the three comes from the environment (`SENDENSE_ENDPOINT`, `SENDENSE_CA`, `SENDENSE_TOKEN_FILE`), else from the
-state directory of a node on this machine (`SENDENSE_HOME`, default `./var`). A token is never taken from the command
-line, where every user of the machine could read it.
-"""
+"""The way to the gateway, as `sendense_ctl.configuration` says."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +10,8 @@ from urllib.parse import urlsplit
 
 import grpc
 
-
-class NotConfiguredError(Exception):
-    """The gateway's address or the token is not known."""
-
-    def __init__(self, message: str, help_: str) -> None:
-        super().__init__(message)
-        self.help = help_
+from sendense_ctl import configuration
+from sendense_ctl.configuration import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -61,20 +50,35 @@ def open_gateway() -> Gateway:
     """Returns the configured gateway.
 
     Raises:
-        NotConfiguredError: Says which of address, certificate and token is missing, and where it was looked for.
+        ConfigurationError: Says which of address, certificate and token is missing, and where it was looked for.
     """
-    home = Path(os.environ.get("SENDENSE_HOME", "var"))
-    endpoint = os.environ.get("SENDENSE_ENDPOINT") or _read(
-        home / "endpoint", "no gateway is known", "Run `make up`, or set SENDENSE_ENDPOINT to its https address."
-    )
-    token_file = Path(os.environ.get("SENDENSE_TOKEN_FILE") or home / "admin.token")
-    token = _read(token_file, "no token is known", "Set SENDENSE_TOKEN_FILE to a file that holds your token.")
-    ca_file = Path(os.environ["SENDENSE_CA"]) if "SENDENSE_CA" in os.environ else home / "tls" / "ca.crt"
-    return Gateway(endpoint=endpoint, ca_file=ca_file if ca_file.exists() else None, token=token)
+    settings = configuration.current()
+    endpoint = settings.endpoint.value
+    if not endpoint:
+        raise ConfigurationError(
+            f"no gateway is known: no option, no SENDENSE_ENDPOINT, nothing in {settings.file} and no node in "
+            f"{settings.home.value}",
+            "Run `make up` here, or name one: sendense-ctl --endpoint https://host:port …",
+        )
+    if urlsplit(endpoint).scheme not in ("https", "http") or not urlsplit(endpoint).hostname:
+        raise ConfigurationError(
+            f"{endpoint!r} is no address of a gateway ({settings.endpoint.origin})", "It is https://host:port."
+        )
+    if not settings.token_file.value:
+        raise ConfigurationError(
+            f"no token is known for {endpoint}",
+            "Put your token into a file of mode 0600 and name it: SENDENSE_TOKEN_FILE, or --token-file.",
+        )
+    ca_file = Path(settings.ca_file.value) if settings.ca_file.value else None
+    if ca_file is not None and not ca_file.is_file():
+        raise ConfigurationError(f"{ca_file} is no certificate ({settings.ca_file.origin})", "Name the right file.")
+    return Gateway(endpoint=endpoint, ca_file=ca_file, token=_token(Path(settings.token_file.value)))
 
 
-def _read(path: Path, problem: str, help_: str) -> str:
+def _token(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError as error:
-        raise NotConfiguredError(f"{problem}: {path} cannot be read ({error.strerror})", help_) from error
+        raise ConfigurationError(
+            f"the token cannot be read: {path}: {error.strerror}", "Name a file that you may read: --token-file."
+        ) from error
