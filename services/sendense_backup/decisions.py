@@ -2,14 +2,21 @@
 
 An increment is only taken where nothing speaks against it; each doubt makes the disk a full, with a reason from a
 closed list (cbt-facts 2, 3, 7). What only the query for changed areas shows is in `TURNS_FULL`.
+
+A revert does not show in that query at all (cbt-facts 10a): it answers, and leaves out what the revert undid. A revert
+to the parent's own snapshot or a later one would still be answered rightly; one to an older snapshot is the trap, and
+it takes a snapshot that the VM had when the parent was made. So an increment needs one of two proofs: the parent's
+snapshot was the VM's only one, or vCenter's event log since then is complete and shows no revert. A revert that the log
+does show makes a full in either case.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import dataclass
 
-from sendense_backup.model import FULL, INCREMENTAL, Disk, Layer, Point
+from sendense_backup.model import FULL, INCREMENTAL, Disk, Layer, Point, RevertLook, SnapshotFacts
 
 
 class FullReason(enum.Enum):
@@ -22,6 +29,8 @@ class FullReason(enum.Enum):
     NO_CHANGE_ID = "no change id"
     CHANGE_TRACKING_RESET = "change tracking reset"
     AREAS_QUERY_FAILED = "areas query failed"
+    REVERTED = "reverted to a snapshot"
+    REVERT_POSSIBLE = "revert not ruled out"
 
 
 TURNS_FULL = {
@@ -68,6 +77,44 @@ def decide(disk: Disk, requested_type: str, latest: Point | None) -> Decision:
     if _epoch(parent.change_id) != _epoch(disk.change_id):
         return full(FullReason.CHANGE_TRACKING_RESET)
     return Decision(INCREMENTAL, f"changed since {latest.backup_id}", parent)
+
+
+NO_REVERT = "no revert"
+REVERTED = "reverted"
+
+_SNAPSHOT = "snapshot"
+"""Member of the hardware's JSON that holds what is known of the snapshot: it goes into the sidecars with it."""
+
+
+def after_look(decision: Decision, parent: SnapshotFacts, look: RevertLook) -> Decision:
+    """Decides anew about an increment, knowing what the event log says since the parent.
+
+    Args:
+        decision: For an increment.
+        parent: What is known of the parent's snapshot.
+        look: What the event log says.
+    """
+    if look.finding == REVERTED:
+        return full(FullReason.REVERTED)
+    if parent.alone or look.finding == NO_REVERT:
+        return decision
+    return full(FullReason.REVERT_POSSIBLE)
+
+
+def with_snapshot_facts(hardware_json: str, facts: SnapshotFacts) -> str:
+    """Returns the hardware's JSON with what is known of the snapshot."""
+    known = json.loads(hardware_json or "{}")
+    known[_SNAPSHOT] = {"alone": facts.alone, "event_mark": facts.event_mark}
+    return json.dumps(known, sort_keys=True)
+
+
+def snapshot_facts(hardware_json: str) -> SnapshotFacts:
+    """Returns what is known of a point's snapshot; of a point without such facts nothing is, and that is a doubt."""
+    known = json.loads(hardware_json or "{}")
+    facts = known.get(_SNAPSHOT) if isinstance(known, dict) else None
+    if not isinstance(facts, dict):
+        return SnapshotFacts()
+    return SnapshotFacts(facts.get("alone") is True, str(facts.get("event_mark", "")))
 
 
 def full(reason: FullReason) -> Decision:

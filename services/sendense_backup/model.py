@@ -94,14 +94,42 @@ class KnownVm:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotFacts:
+    """What must be known of a snapshot before an increment may build on it.
+
+    Attributes:
+        alone: Whether the VM had no other snapshot then.
+        event_mark: Place in vCenter's event log; empty when the log could not be read.
+    """
+
+    alone: bool = False
+    event_mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RevertLook:
+    """What an agent found in vCenter's event log.
+
+    Attributes:
+        finding: `no revert`, `reverted` or `incomplete`.
+        detail: Which revert, or what the log lacks.
+    """
+
+    finding: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The job's snapshot."""
+    """The job's snapshot; why it is not quiesced although that was asked for is in `quiesce_problem`."""
 
     moref: str
     name: str
     created_at: datetime
     quiesced: bool
     disks: tuple[Disk, ...]
+    quiesce_problem: str = ""
+    facts: SnapshotFacts = field(default_factory=SnapshotFacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +159,7 @@ class Point:
     repository_id: str
     vm_uuid: str
     layers: tuple[Layer, ...]
+    hardware_json: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +194,34 @@ class Holder:
 
     job_id: str
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRules:
+    """What retention keeps: a point stays when any rule keeps it; all zero keeps everything.
+
+    Attributes:
+        keep_last: The newest so many points of a VM.
+        keep_hourly: The newest point of each of the newest so many hours that have one; the same for the others.
+        min_age_seconds: Points younger than this stay, whatever else is said.
+        time_zone: IANA name of the zone in which hours to years are counted; empty for UTC.
+    """
+
+    keep_last: int = 0
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_yearly: int = 0
+    min_age_seconds: int = 0
+    time_zone: str = ""
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no rule takes anything away."""
+        return not any(
+            (self.keep_last, self.keep_hourly, self.keep_daily, self.keep_weekly, self.keep_monthly, self.keep_yearly)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,7 @@ def point(placed: PlacedPoint) -> point_pb2.Point:
         layers=[layer(each, placed.repository) for each in placed.layers],
         committed_at=timestamp(record.committed_at),
         previous_backup_id=record.previous_backup_id,
+        hardware_json=record.hardware_json,
     )
     if record.snapshot_at is not None:
         message.snapshot_at.CopyFrom(timestamp(record.snapshot_at))

@@ -15,7 +15,7 @@ from sendense.agent.v1 import agent_pb2, agent_pb2_grpc
 from sendense.tunnel.v1 import tunnel_pb2, tunnel_pb2_grpc
 from sendense_backup.clients.streams import exchange
 from sendense_backup.errors import NoAgent
-from sendense_backup.model import Disk, Holder, KnownVm, Snapshot, Vm, VmRef
+from sendense_backup.model import Disk, Holder, KnownVm, RevertLook, Snapshot, SnapshotFacts, Vm, VmRef
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import SendenseError
 
@@ -113,7 +113,21 @@ class AgentClient:
         request = agent_pb2.CreateSnapshotRequest(vm=_ref(ref), holder=self._holder(holder), quiesce=quiesce)
         made = await self._peer.call(self._stub.CreateSnapshot, request, timeout=SNAPSHOT_SECONDS)
         moment = made.created_at.ToDatetime(UTC) if made.HasField("created_at") else datetime.now(UTC)
-        return Snapshot(made.moref, made.name, moment, made.quiesced, tuple(_disk(each) for each in made.disks))
+        return Snapshot(
+            moref=made.moref,
+            name=made.name,
+            created_at=moment,
+            quiesced=made.quiesced,
+            disks=tuple(_disk(each) for each in made.disks),
+            quiesce_problem=made.quiesce_problem,
+            facts=SnapshotFacts(made.alone, made.event_mark),
+        )
+
+    async def look_for_revert(self, ref: VmRef, since: str, own: str) -> RevertLook:
+        """Tells whether the VM was reverted between two marks of the event log (`SnapshotFacts.event_mark`)."""
+        request = agent_pb2.LookForRevertRequest(vm=_ref(ref), since_event_mark=since, own_event_mark=own)
+        answer = await self._peer.call(self._stub.LookForRevert, request, timeout=INVENTORY_SECONDS)
+        return RevertLook(answer.finding, answer.detail)
 
     async def remove_snapshot(self, ref: VmRef, holder: Holder, moref: str) -> list[str]:
         """Removes the job's snapshot; with no moref, every snapshot of the job. Returns the morefs that went."""

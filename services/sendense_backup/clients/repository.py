@@ -231,4 +231,4 @@ def _layer(layer: layer_pb2.Layer) -> Layer:
 
 def _point(point: point_pb2.Point) -> Point:
     layers = tuple(_layer(each) for each in point.layers)
-    return Point(point.backup_id, point.repository_id, point.vm_uuid, layers)
+    return Point(point.backup_id, point.repository_id, point.vm_uuid, layers, point.hardware_json)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 from sendense_backup.clients.agents import PlanEnd
 from sendense_backup.clients.repository import Areas, NewLayer
-from sendense_backup.decisions import TURNS_FULL, decide, full, job_type
+from sendense_backup.decisions import TURNS_FULL, Decision, after_look, decide, full, job_type, snapshot_facts
 from sendense_backup.errors import CannotBackUp, LostSnapshot
-from sendense_backup.model import COMPLETED, INCREMENTAL, PENDING, RUNNING, SKIPPED, Disk, JobDisk
+from sendense_backup.model import COMPLETED, INCREMENTAL, PENDING, RUNNING, SKIPPED, Disk, JobDisk, Point
 from sendense_backup.store import leases
 from sendense_backup.workflows.durable import Outcome
 from sendense_backup.workflows.runtime import Work
@@ -26,6 +26,8 @@ async def decide_disk(work: Work, position: int) -> Outcome:
     )
     disk = Disk(row.device_key, row.identity, row.label, row.capacity_bytes, row.change_id)
     decision = decide(disk, job.requested_type, latest)
+    if decision.parent is not None and latest is not None:
+        decision = await _rule_out_a_revert(work, row, decision, latest)
     parent = decision.parent
     await work.set_disk(
         position,
@@ -46,6 +48,26 @@ async def decide_disk(work: Work, position: int) -> Outcome:
         position=position,
     )
     return {}
+
+
+async def _rule_out_a_revert(work: Work, row: JobDisk, decision: Decision, latest: Point) -> Decision:
+    """Returns the decision for an increment, or for a full when the VM was, or may have been, reverted since."""
+    job = await work.job()
+    _, hardware_json = await work.catalogue.running.facts_for_point(work.backup_id)
+    parent, own = snapshot_facts(latest.hardware_json), snapshot_facts(hardware_json)
+    agent = await work.agent()
+    look = await work.runtime.patiently(lambda: agent.look_for_revert(job.ref, parent.event_mark, own.event_mark))
+    decided = after_look(decision, parent, look)
+    if decided.parent is None:
+        await work.log(
+            "warning",
+            "decide",
+            f"{row.label}: {decided.reason}: {look.detail or look.finding}; the increment becomes a full",
+            finding=look.finding,
+            parent_alone=parent.alone,
+            position=row.position,
+        )
+    return decided
 
 
 async def make_layer(work: Work, position: int) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sendense_backup.decisions import with_snapshot_facts
 from sendense_backup.errors import CannotBackUp, RepositoryDisabled
 from sendense_backup.model import PENDING, SKIPPED, Disk, Vm
 from sendense_backup.store import leases
@@ -117,7 +118,12 @@ async def snapshot(work: Work) -> Outcome:
                 skipped = Disk(each.device_key, each.identity, each.label, each.capacity_bytes)
                 found.append((dataclasses.replace(skipped, skip_reason=each.reason), SKIPPED))
         first = next((disk.change_id for disk, status in found if status == PENDING), "")
-        await work.set_job(snapshot_at=made.created_at, change_id=first)
+        _, hardware_json = await work.catalogue.running.facts_for_point(work.backup_id)
+        await work.set_job(
+            snapshot_at=made.created_at,
+            change_id=first,
+            hardware_json=with_snapshot_facts(hardware_json, made.facts),
+        )
         await work.catalogue.running.put_disks(work.backup_id, work.attempt, found)
         await work.log(
             "info",
@@ -125,7 +131,16 @@ async def snapshot(work: Work) -> Outcome:
             f"snapshot {made.moref} made ({'quiesced' if made.quiesced else 'crash-consistent'})",
             moref=made.moref,
             quiesced=made.quiesced,
+            alone=made.facts.alone,
+            event_mark=made.facts.event_mark,
         )
+        if made.quiesce_problem:
+            await work.log(
+                "warning",
+                "snapshot",
+                f"the guest could not be quiesced, the backup is crash-consistent: {made.quiesce_problem}",
+                moref=made.moref,
+            )
         return made.moref, found
 
     moref, found = await work.runtime.patiently(create)

@@ -81,6 +81,7 @@ class FakeVm:
     free_bytes: int = 1 << 40
     plan_faults: list[str] = field(default_factory=list)
     foreign_snapshots: int = 0
+    revert_finding: str = "no revert"
     sequence: int = 1
     snapshots: list[FakeSnapshot] = field(default_factory=list)
 
@@ -309,7 +310,13 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             created_at=moment,
             disks=[self._disk(vm, disk, mine.change_ids[disk.key]) for disk in vm.disks if disk.key in mine.disks],
             quiesced=request.quiesce,
+            alone=len(vm.snapshots) + vm.foreign_snapshots == 1,
+            event_mark="1@2026-01-01T00:00:00+00:00",
         )
+
+    async def LookForRevert(self, request: agent_pb2.LookForRevertRequest, context: Any) -> Any:
+        await self._world.enter("LookForRevert")
+        return agent_pb2.LookForRevertResponse(finding=self._world.vm(request.vm).revert_finding)
 
     async def RemoveSnapshot(
         self, request: agent_pb2.RemoveSnapshotRequest, context: Any

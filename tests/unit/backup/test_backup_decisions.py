@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
-from sendense_backup.decisions import TURNS_FULL, FullReason, decide, full, job_type
-from sendense_backup.model import Disk, Layer, Point
+from sendense_backup.decisions import (
+    TURNS_FULL,
+    FullReason,
+    after_look,
+    decide,
+    full,
+    job_type,
+    snapshot_facts,
+    with_snapshot_facts,
+)
+from sendense_backup.model import Disk, Layer, Point, RevertLook, SnapshotFacts
 
 EPOCH = "52 de c1 28-aa"
 DISK = Disk(2000, "uuid-a/2000", "Hard disk 1", 1 << 30, change_id=f"{EPOCH}/7")
@@ -86,6 +96,40 @@ def test_a_job_is_full_only_if_every_disk_is() -> None:
 def test_reasons_are_the_documented_words() -> None:
     assert {each.value for each in FullReason} == {
         "requested", "first backup", "disk added", "capacity changed", "no change id", "change tracking reset",
-        "areas query failed",
+        "areas query failed", "reverted to a snapshot", "revert not ruled out",
     }  # fmt: skip
     assert set(TURNS_FULL) == {"CBT_RESET", "AREAS_QUERY_FAILED"}
+
+
+@pytest.mark.parametrize(
+    ("alone", "finding", "reason"),
+    [
+        (True, "no revert", None),
+        (True, "incomplete", None),
+        (True, "reverted", FullReason.REVERTED),
+        (False, "no revert", None),
+        (False, "incomplete", FullReason.REVERT_POSSIBLE),
+        (False, "reverted", FullReason.REVERTED),
+        (False, "a word of a newer agent", FullReason.REVERT_POSSIBLE),
+    ],
+)
+def test_fact_10a_an_increment_needs_proof_that_no_revert_is_hidden(
+    alone: bool,
+    finding: str,
+    reason: FullReason | None,
+) -> None:
+    increment = decide(DISK, "incremental", point(LAYER))
+    decided = after_look(increment, SnapshotFacts(alone=alone, event_mark="1@x"), RevertLook(finding))
+    assert decided == (increment if reason is None else full(reason))
+
+
+def test_fact_10a_a_point_that_says_nothing_about_its_snapshot_leaves_a_doubt() -> None:
+    for nothing in ("", "{}", "null", "[]", '{"snapshot": 3}', '{"snapshot": {"alone": "yes"}}', '{"hardware": {}}'):
+        assert snapshot_facts(nothing) == SnapshotFacts(alone=False, event_mark="")
+
+
+def test_fact_10a_what_is_known_of_a_snapshot_travels_with_the_hardware() -> None:
+    facts = SnapshotFacts(alone=True, event_mark="7@2026-01-01T00:00:00+00:00")
+    kept = with_snapshot_facts('{"name": "web"}', facts)
+    assert snapshot_facts(kept) == facts
+    assert json.loads(kept)["name"] == "web"

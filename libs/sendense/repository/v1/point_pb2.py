@@ -28,7 +28,7 @@ from sendense.repository.v1 import integrity_pb2 as sendense_dot_repository_dot_
 from sendense.repository.v1 import layer_pb2 as sendense_dot_repository_dot_v1_dot_layer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sendense/repository/v1/point.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\x1a&sendense/repository/v1/integrity.proto\x1a\"sendense/repository/v1/layer.proto\"\x92\x03\n\x05Point\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x0f\n\x07vm_name\x18\x04 \x01(\t\x12\x15\n\rvm_context_id\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12-\n\x06layers\x18\x07 \x03(\x0b\x32\x1d.sendense.repository.v1.Layer\x12/\n\x0bsnapshot_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ommitted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12previous_backup_id\x18\n \x01(\t\x12\x34\n\tintegrity\x18\x0b \x01(\x0b\x32!.sendense.repository.v1.Integrity\x12\x30\n\x0clocked_until\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x02\n\x12\x43ommitPointRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1d\n\rrepository_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07vm_uuid\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07vm_name\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1d\n\rvm_context_id\x18\x05 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x19\n\tlayer_ids\x18\x06 \x03(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12/\n\x0bsnapshot_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\rhardware_json\x18\x08 \x01(\tB\x08\xb2\xbb\x18\x04\x10\x80\x80@\",\n\x0fGetPointRequest\x12\x19\n\tbackup_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"O\n\x15GetLatestPointRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07vm_uuid\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"1\n\x10GetChainsRequest\x12\x1d\n\rvm_context_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"B\n\x11GetChainsResponse\x12-\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x1d.sendense.repository.v1.Chain\"\xcd\x01\n\x05\x43hain\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x02 \x01(\x05\x12\x16\n\x0e\x66ull_backup_id\x18\x03 \x01(\t\x12\x18\n\x10latest_backup_id\x18\x04 \x01(\t\x12\x15\n\rtotal_backups\x18\x05 \x01(\x05\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x07 \x01(\x08\x12-\n\x06layers\x18\x08 \x03(\x0b\x32\x1d.sendense.repository.v1.Layer\"\x89\x01\n\x12\x44\x65letePointRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x19\n\tbackup_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x0f\n\x07\x63\x61scade\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\">\n\x13\x44\x65letePointResponse\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\"_\n\x11LeasePointRequest\x12\x19\n\tbackup_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x16\n\x06holder\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07seconds\x18\x03 \x01(\rB\x06\xb2\xbb\x18\x02\x08\x01\"\x90\x01\n\x05Lease\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tintegrity\x18\x04 \x01(\x0b\x32!.sendense.repository.v1.Integrity\"H\n\x13ReleaseLeaseRequest\x12\x19\n\tbackup_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x16\n\x06holder\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\x16\n\x14ReleaseLeaseResponse2\xd3\x05\n\x0cPointService\x12^\n\x0b\x43ommitPoint\x12*.sendense.repository.v1.CommitPointRequest\x1a\x1d.sendense.repository.v1.Point\"\x04\xa8\xbb\x18\x05\x12X\n\x08GetPoint\x12\'.sendense.repository.v1.GetPointRequest\x1a\x1d.sendense.repository.v1.Point\"\x04\xa8\xbb\x18\x05\x12\x64\n\x0eGetLatestPoint\x12-.sendense.repository.v1.GetLatestPointRequest\x1a\x1d.sendense.repository.v1.Point\"\x04\xa8\xbb\x18\x05\x12\x66\n\tGetChains\x12(.sendense.repository.v1.GetChainsRequest\x1a).sendense.repository.v1.GetChainsResponse\"\x04\xa8\xbb\x18\x05\x12l\n\x0b\x44\x65letePoint\x12*.sendense.repository.v1.DeletePointRequest\x1a+.sendense.repository.v1.DeletePointResponse\"\x04\xa8\xbb\x18\x05\x12\\\n\nLeasePoint\x12).sendense.repository.v1.LeasePointRequest\x1a\x1d.sendense.repository.v1.Lease\"\x04\xa8\xbb\x18\x05\x12o\n\x0cReleaseLease\x12+.sendense.repository.v1.ReleaseLeaseRequest\x1a,.sendense.repository.v1.ReleaseLeaseResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sendense/repository/v1/point.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\x1a&sendense/repository/v1/integrity.proto\x1a\"sendense/repository/v1/layer.proto\"\xa9\x03\n\x05Point\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x0f\n\x07vm_name\x18\x04 \x01(\t\x12\x15\n\rvm_context_id\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12-\n\x06layers\x18\x07 \x03(\x0b\x32\x1d.sendense.repository.v1.Layer\x12/\n\x0bsnapshot_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ommitted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12previous_backup_id\x18\n \x01(\t\x12\x34\n\tintegrity\x18\x0b \x01(\x0b\x32!.sendense.repository.v1.Integrity\x12\x30\n\x0clocked_until\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhardware_json\x18\r \x01(\t\"\xa9\x02\n\x12\x43ommitPointRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1d\n\rrepository_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07vm_uuid\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07vm_name\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1d\n\rvm_context_id\x18\x05 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x19\n\tlayer_ids\x18\x06 \x03(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12/\n\x0bsnapshot_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\rhardware_json\x18\x08 \x01(\tB\x08\xb2\xbb\x18\x04\x10\x80\x80@\",\n\x0fGetPointRequest\x12\x19\n\tbackup_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"O\n\x15GetLatestPointRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07vm_uuid\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"1\n\x10GetChainsRequest\x12\x1d\n\rvm_context_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"B\n\x11GetChainsResponse\x12-\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x1d.sendense.repository.v1.Chain\"\xcd\x01\n\x05\x43hain\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x02 \x01(\x05\x12\x16\n\x0e\x66ull_backup_id\x18\x03 \x01(\t\x12\x18\n\x10latest_backup_id\x18\x04 \x01(\t\x12\x15\n\rtotal_backups\x18\x05 \x01(\x05\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x07 \x01(\x08\x12-\n\x06layers\x18\x08 \x03(\x0b\x32\x1d.sendense.repository.v1.Layer\"\x89\x01\n\x12\x44\x65letePointRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x19\n\tbackup_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x0f\n\x07\x63\x61scade\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\">\n\x13\x44\x65letePointResponse\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\"_\n\x11LeasePointRequest\x12\x19\n\tbackup_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x16\n\x06holder\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07seconds\x18\x03 \x01(\rB\x06\xb2\xbb\x18\x02\x08\x01\"\x90\x01\n\x05Lease\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\tintegrity\x18\x04 \x01(\x0b\x32!.sendense.repository.v1.Integrity\"H\n\x13ReleaseLeaseRequest\x12\x19\n\tbackup_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x16\n\x06holder\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\x16\n\x14ReleaseLeaseResponse2\xd3\x05\n\x0cPointService\x12^\n\x0b\x43ommitPoint\x12*.sendense.repository.v1.CommitPointRequest\x1a\x1d.sendense.repository.v1.Point\"\x04\xa8\xbb\x18\x05\x12X\n\x08GetPoint\x12\'.sendense.repository.v1.GetPointRequest\x1a\x1d.sendense.repository.v1.Point\"\x04\xa8\xbb\x18\x05\x12\x64\n\x0eGetLatestPoint\x12-.sendense.repository.v1.GetLatestPointRequest\x1a\x1d.sendense.repository.v1.Point\"\x04\xa8\xbb\x18\x05\x12\x66\n\tGetChains\x12(.sendense.repository.v1.GetChainsRequest\x1a).sendense.repository.v1.GetChainsResponse\"\x04\xa8\xbb\x18\x05\x12l\n\x0b\x44\x65letePoint\x12*.sendense.repository.v1.DeletePointRequest\x1a+.sendense.repository.v1.DeletePointResponse\"\x04\xa8\xbb\x18\x05\x12\\\n\nLeasePoint\x12).sendense.repository.v1.LeasePointRequest\x1a\x1d.sendense.repository.v1.Lease\"\x04\xa8\xbb\x18\x05\x12o\n\x0cReleaseLease\x12+.sendense.repository.v1.ReleaseLeaseRequest\x1a,.sendense.repository.v1.ReleaseLeaseResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -86,31 +86,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POINTSERVICE'].methods_by_name['ReleaseLease']._loaded_options = None
   _globals['_POINTSERVICE'].methods_by_name['ReleaseLease']._serialized_options = b'\250\273\030\005'
   _globals['_POINT']._serialized_start=206
-  _globals['_POINT']._serialized_end=608
-  _globals['_COMMITPOINTREQUEST']._serialized_start=611
-  _globals['_COMMITPOINTREQUEST']._serialized_end=908
-  _globals['_GETPOINTREQUEST']._serialized_start=910
-  _globals['_GETPOINTREQUEST']._serialized_end=954
-  _globals['_GETLATESTPOINTREQUEST']._serialized_start=956
-  _globals['_GETLATESTPOINTREQUEST']._serialized_end=1035
-  _globals['_GETCHAINSREQUEST']._serialized_start=1037
-  _globals['_GETCHAINSREQUEST']._serialized_end=1086
-  _globals['_GETCHAINSRESPONSE']._serialized_start=1088
-  _globals['_GETCHAINSRESPONSE']._serialized_end=1154
-  _globals['_CHAIN']._serialized_start=1157
-  _globals['_CHAIN']._serialized_end=1362
-  _globals['_DELETEPOINTREQUEST']._serialized_start=1365
-  _globals['_DELETEPOINTREQUEST']._serialized_end=1502
-  _globals['_DELETEPOINTRESPONSE']._serialized_start=1504
-  _globals['_DELETEPOINTRESPONSE']._serialized_end=1566
-  _globals['_LEASEPOINTREQUEST']._serialized_start=1568
-  _globals['_LEASEPOINTREQUEST']._serialized_end=1663
-  _globals['_LEASE']._serialized_start=1666
-  _globals['_LEASE']._serialized_end=1810
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1812
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1884
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1886
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1908
-  _globals['_POINTSERVICE']._serialized_start=1911
-  _globals['_POINTSERVICE']._serialized_end=2634
+  _globals['_POINT']._serialized_end=631
+  _globals['_COMMITPOINTREQUEST']._serialized_start=634
+  _globals['_COMMITPOINTREQUEST']._serialized_end=931
+  _globals['_GETPOINTREQUEST']._serialized_start=933
+  _globals['_GETPOINTREQUEST']._serialized_end=977
+  _globals['_GETLATESTPOINTREQUEST']._serialized_start=979
+  _globals['_GETLATESTPOINTREQUEST']._serialized_end=1058
+  _globals['_GETCHAINSREQUEST']._serialized_start=1060
+  _globals['_GETCHAINSREQUEST']._serialized_end=1109
+  _globals['_GETCHAINSRESPONSE']._serialized_start=1111
+  _globals['_GETCHAINSRESPONSE']._serialized_end=1177
+  _globals['_CHAIN']._serialized_start=1180
+  _globals['_CHAIN']._serialized_end=1385
+  _globals['_DELETEPOINTREQUEST']._serialized_start=1388
+  _globals['_DELETEPOINTREQUEST']._serialized_end=1525
+  _globals['_DELETEPOINTRESPONSE']._serialized_start=1527
+  _globals['_DELETEPOINTRESPONSE']._serialized_end=1589
+  _globals['_LEASEPOINTREQUEST']._serialized_start=1591
+  _globals['_LEASEPOINTREQUEST']._serialized_end=1686
+  _globals['_LEASE']._serialized_start=1689
+  _globals['_LEASE']._serialized_end=1833
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1835
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1907
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1909
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1931
+  _globals['_POINTSERVICE']._serialized_start=1934
+  _globals['_POINTSERVICE']._serialized_end=2657
 # @@protoc_insertion_point(module_scope)

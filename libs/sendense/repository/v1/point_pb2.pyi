@@ -39,6 +39,7 @@ class Point(_message.Message):
     PREVIOUS_BACKUP_ID_FIELD_NUMBER: _builtins.int
     INTEGRITY_FIELD_NUMBER: _builtins.int
     LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+    HARDWARE_JSON_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup that made it."""
     repository_id: _builtins.str
@@ -53,6 +54,8 @@ class Point(_message.Message):
     """Grows with every point of the VM; the order of points is by it, not by clock."""
     previous_backup_id: _builtins.str
     """The point before; empty for the first."""
+    hardware_json: _builtins.str
+    """The VM's hardware and what is known of the snapshot, as JSON, as it was given when the point was committed."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[_layer_pb2.Layer]:
         """One layer per disk."""
@@ -88,10 +91,11 @@ class Point(_message.Message):
         previous_backup_id: _builtins.str = ...,
         integrity: _integrity_pb2.Integrity | None = ...,
         locked_until: _timestamp_pb2.Timestamp | None = ...,
+        hardware_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "integrity", b"integrity", "locked_until", b"locked_until", "snapshot_at", b"snapshot_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "committed_at", b"committed_at", "integrity", b"integrity", "layers", b"layers", "locked_until", b"locked_until", "previous_backup_id", b"previous_backup_id", "repository_id", b"repository_id", "sequence", b"sequence", "snapshot_at", b"snapshot_at", "vm_context_id", b"vm_context_id", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "committed_at", b"committed_at", "hardware_json", b"hardware_json", "integrity", b"integrity", "layers", b"layers", "locked_until", b"locked_until", "previous_backup_id", b"previous_backup_id", "repository_id", b"repository_id", "sequence", b"sequence", "snapshot_at", b"snapshot_at", "vm_context_id", b"vm_context_id", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,7 +124,7 @@ class CommitPointRequest(_message.Message):
     vm_context_id: _builtins.str
     """The VM's context in the catalogue."""
     hardware_json: _builtins.str
-    """Everything needed to make the VM again, as JSON from the agent."""
+    """Everything needed to make the VM again and what is known of the snapshot, as JSON."""
     @_builtins.property
     def holder(self) -> _layer_pb2.Holder:
         """Who asks; `job_id` is the backup id."""
