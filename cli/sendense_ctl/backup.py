@@ -13,6 +13,7 @@ import typer
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense.restore.v1 import restore_pb2
 from sendense_ctl import files
+from sendense_ctl.completion import backup_ids, guest_paths, mount_ids, vm_names
 from sendense_ctl.connection import open_gateway
 from sendense_ctl.failures import ExitCode, LocalError
 from sendense_ctl.output import console, duration, moment, print_error, print_json, print_table, printable, size
@@ -21,13 +22,16 @@ from sendense_ctl.progress import FINAL, follow
 app = typer.Typer(no_args_is_help=True, help="Start backups, look at them, get files back.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, as REST shows it.")]
-Vm = Annotated[str, typer.Option("--vm", help="Name of the VM.")]
-BackupId = Annotated[str, typer.Option("--backup-id", help="Backup id, or a unique beginning of one.")]
+Vm = Annotated[str, typer.Option("--vm", help="Name of the VM.", autocompletion=vm_names)]
+BackupId = Annotated[
+    str, typer.Option("--backup-id", help="Backup id, or a unique beginning of one.", autocompletion=backup_ids)
+]
+MountId = Annotated[str, typer.Option("--mount-id", help="The mount.", autocompletion=mount_ids)]
 
 
 @app.command()
 def start(
-    vm: Annotated[str, typer.Option("--vm", help="Name of the VM.")] = "",
+    vm: Vm = "",
     vm_uuid: Annotated[str, typer.Option("--vm-uuid", help="Instance uuid, where the name is not unique.")] = "",
     backup_type: Annotated[str, typer.Option("--type", help="full or incremental.")] = "incremental",
     repository: Annotated[
@@ -91,7 +95,7 @@ def _show_outcome(backup: backup_pb2.Backup, *, json_: bool) -> None:
 
 @app.command("list")
 def list_(
-    vm: Annotated[str, typer.Option("--vm", help="Only backups of this VM.")] = "",
+    vm: Annotated[str, typer.Option("--vm", help="Only backups of this VM.", autocompletion=vm_names)] = "",
     status: Annotated[str, typer.Option("--status", help="Only backups with this status.")] = "",
     json_: Json = False,
 ) -> None:
@@ -277,8 +281,8 @@ def mounts(json_: Json = False) -> None:
 
 @app.command("files")
 def list_files(
-    mount_id: Annotated[str, typer.Option("--mount-id", help="The mount.")],
-    path: Annotated[str, typer.Option("--path", help="Directory in the guest.")] = "/",
+    mount_id: MountId,
+    path: Annotated[str, typer.Option("--path", help="Directory in the guest.", autocompletion=guest_paths)] = "/",
     json_: Json = False,
 ) -> None:
     """List a directory of a mounted restore point."""
@@ -301,7 +305,7 @@ def list_files(
 
 @app.command()
 def umount(
-    mount_id: Annotated[str, typer.Option("--mount-id", help="The mount.")],
+    mount_id: MountId,
     force: Annotated[bool, typer.Option("--force", help="Cut running downloads.")] = False,
 ) -> None:
     """Unmount a restore point."""
@@ -312,7 +316,10 @@ def umount(
 @app.command()
 def extract(
     backup_id: BackupId,
-    file: Annotated[str, typer.Option("--file", help="Path in the guest; a directory comes as a tar.")],
+    file: Annotated[
+        str,
+        typer.Option("--file", help="Path in the guest; a directory comes as a tar.", autocompletion=guest_paths),
+    ],
     output: Annotated[Path, typer.Option("--output", help="Where to write it.")],
     json_: Json = False,
 ) -> None:

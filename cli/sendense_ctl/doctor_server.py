@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -134,7 +135,7 @@ def _token(gateway: Gateway) -> Iterator[Finding]:
             until,
             cause="tokens are given for a time",
             risk="every call is refused from then on",
-            command=f"sendense-ctl token create --subject {claims.get('sub', 'NAME')} --role {role}",
+            command=f"sendense-ctl token create --subject {shlex.quote(str(claims.get('sub', 'NAME')))} --role {role}",
         )
 
 
@@ -203,7 +204,7 @@ def _agents(gateway: Gateway, channel: grpc.Channel) -> Iterator[Finding]:
             f"never backed up: {shown}",
             cause="no policy and nobody has asked for a backup of them",
             risk="a loss of them is final",
-            command=f"sendense-ctl backup start --vm '{never[0]}'",
+            command=f"sendense-ctl backup start --vm {shlex.quote(never[0])}",
         )
     for vm in vms:
         if vm.latest_backup_id and time.time() - vm.latest_backup_at.seconds > _OLD_DAYS * 86400:
@@ -214,14 +215,14 @@ def _agents(gateway: Gateway, channel: grpc.Channel) -> Iterator[Finding]:
                 f"its newest restore point is {days:.0f} days old",
                 cause="no policy includes it, or its backups fail",
                 risk="everything since would be lost",
-                command=f"sendense-ctl backup list --vm '{vm.vm_name}'",
+                command=f"sendense-ctl backup list --vm {shlex.quote(vm.vm_name)}",
             )
 
 
 def _repositories(gateway: Gateway, channel: grpc.Channel) -> Iterator[Finding]:
     stub = repository_pb2_grpc.RepositoryServiceStub(channel)
     for each in _ask(gateway, stub.ListRepositories, repository_pb2.ListRepositoriesRequest()).repositories:
-        subject, show = f"repository {each.name}", f"sendense-ctl repository get --name '{each.name}'"
+        subject, show = f"repository {each.name}", f"sendense-ctl repository get --name {shlex.quote(each.name)}"
         if each.problem:
             yield Finding(
                 subject,
