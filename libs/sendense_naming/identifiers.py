@@ -20,7 +20,7 @@ from datetime import datetime
 from sendense_naming.exports import export_name
 from sendense_naming.moments import utc
 
-__all__ = ["MAX_IDENTIFIER", "MAX_SLUG", "MAX_SUFFIX", "backup_id", "export_name", "slug", "vm_context_id"]
+__all__ = ["MAX_IDENTIFIER", "MAX_SLUG", "MAX_SUFFIX", "backup_id", "export_name", "job_id", "slug", "vm_context_id"]
 
 MAX_IDENTIFIER = 64
 """Longest backup or context id; the catalogue's column is as wide (the spec's VARCHAR(64))."""
@@ -31,6 +31,7 @@ MAX_SLUG = 37
 MAX_SUFFIX = 9999
 """Largest suffix that tells identifiers of one second apart."""
 
+_AFTER_SLUG = len("--YYYYMMDDhhmmss-9999")
 _HASH_DIGITS = 8
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._]+")
@@ -62,7 +63,20 @@ def backup_id(vm_name: str, moment: datetime, suffix: int = 0) -> str:
         moment: When the backup was asked for, with a time zone.
         suffix: 0, or a number from 2 when the identifier of that second is taken.
     """
-    return f"backup-{slug(vm_name)}-{utc(moment):%Y%m%d%H%M%S}{_suffix(suffix)}"
+    return job_id("backup", vm_name, moment, suffix)
+
+
+def job_id(kind: str, scope: str, moment: datetime, suffix: int = 0) -> str:
+    """Returns `{kind}-{scope}-{YYYYMMDDhhmmss}`.
+
+    Args:
+        kind: What is done, such as `backup`, `delete` or `verify`: lower-case letters.
+        scope: What it is done to: the VM's name, or any word.
+        moment: When it was asked for, with a time zone.
+        suffix: 0, or a number from 2 when the identifier of that second is taken.
+    """
+    limit = min(MAX_SLUG, MAX_IDENTIFIER - len(kind) - _AFTER_SLUG)
+    return f"{kind}-{slug(scope, limit)}-{utc(moment):%Y%m%d%H%M%S}{_suffix(suffix)}"
 
 
 def vm_context_id(vm_name: str, moment: datetime, suffix: int = 0) -> str:

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sendense_backup.clients.agents import Agents
-from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.errors import (
     AmbiguousVmName,
     BackupMustEnd,
@@ -20,9 +18,8 @@ from sendense_backup.errors import (
     VmOnSeveralAgents,
 )
 from sendense_backup.model import COMPLETED, INCREMENTAL, Chain, Holder, Job, KnownVm, VmContext
-from sendense_backup.store import Catalogue
 from sendense_backup.store.admission import NewJob
-from sendense_backup.workflows.engine import Engine
+from sendense_backup.workflows.runtime import Runtime
 
 WATCH_SECONDS = 0.5
 """A watched job is looked at this often, so changes are told at most twice a second."""
@@ -46,26 +43,14 @@ class Backups:
     """The use cases.
 
     Args:
-        catalogue: The tables.
-        agents: The connected agents.
-        repository: The repository service.
-        engine: Runs the workflows.
-        default_repository: Taken when a start names none.
+        runtime: The parts.
     """
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        agents: Agents,
-        repository: RepositoryClient,
-        engine: Engine,
-        default_repository: str,
-    ) -> None:
-        self.catalogue = catalogue
-        self._agents = agents
-        self._repository = repository
-        self._engine = engine
-        self._default_repository = default_repository
+    def __init__(self, runtime: Runtime) -> None:
+        self.catalogue = runtime.catalogue
+        self._runtime = runtime
+        self._agents = runtime.agents
+        self._repository = runtime.repository
 
     async def start(self, order: StartOrder) -> Job:
         """Queues a backup and returns it as `pending`; the same request again returns the same backup.
@@ -85,7 +70,7 @@ class Backups:
         if known is not None:
             return known
         found = await self._find(order)
-        repository = await self._repository.repository(order.repository or self._default_repository)
+        repository = await self._repository.repository(order.repository or self._runtime.settings.default_repository)
         if not repository.enabled:
             raise RepositoryDisabled(repository.name)
         vm = found.vm
@@ -105,7 +90,7 @@ class Backups:
             )
         )
         if new:
-            await self._engine.enqueue(job.backup_id)
+            self._runtime.place_free.set()
         return job
 
     async def _find(self, order: StartOrder) -> KnownVm:

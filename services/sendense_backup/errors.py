@@ -114,7 +114,7 @@ class BackupRunning(SendenseError):
 
     def __init__(self, vm_name: str, backup_id: str, *, help_text: str) -> None:
         super().__init__(
-            f"backup {backup_id} of VM '{vm_name}' is still running",
+            f"job {backup_id} of VM '{vm_name}' has not ended",
             kind=Kind.ABORTED,
             reason="BACKUP_RUNNING",
             help=help_text,
@@ -145,6 +145,19 @@ class BackupNotFound(SendenseError):
             reason="BACKUP_NOT_FOUND",
             help="List the backups: sendense-ctl backup list",
             metadata={"backup_id": wanted[:200]},
+        )
+
+
+class JobNotFound(SendenseError):
+    """No job has this id or prefix."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(
+            f"there is no job '{wanted}'",
+            kind=Kind.NOT_FOUND,
+            reason="JOB_NOT_FOUND",
+            help="List the jobs: sendense-ctl job list",
+            metadata={"job_id": wanted[:200]},
         )
 
 
@@ -235,4 +248,63 @@ class CaptureEndedEarly(SendenseError):
             reason="CAPTURE_FAILED",
             help="Look at the agent's log.",
             retryable=True,
+        )
+
+
+class OperationStalled(SendenseError):
+    """What another service does for an operation was not heard of for too long."""
+
+    def __init__(self, operation_id: str, seconds: float) -> None:
+        super().__init__(
+            f"nothing was heard of {operation_id} for {seconds:g} seconds",
+            kind=Kind.DEADLINE_EXCEEDED,
+            reason="OPERATION_STALLED",
+            help="Look at the repository service's log, then start it again.",
+            metadata={"job_id": operation_id},
+        )
+
+
+class PointCorrupt(SendenseError):
+    """A restore point is not as it was written."""
+
+    def __init__(self, backup_id: str, damages: Sequence[str]) -> None:
+        super().__init__(
+            f"restore point {backup_id} is damaged: {'; '.join(damages)}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="POINT_CORRUPT",
+            help="Restore from an older point; the next backup of the VM is full. Then look at the repository's disks.",
+            metadata={"backup_id": backup_id},
+        )
+
+
+class BadPolicy(SendenseError):
+    """Something in a policy is wrong, or can never work; nothing was changed."""
+
+    def __init__(self, field: str, message: str, help_text: str, *, reason: str = "INVALID_FIELD") -> None:
+        super().__init__(message, kind=Kind.INVALID_ARGUMENT, reason=reason, help=help_text, metadata={"field": field})
+
+
+class PolicyNotFound(SendenseError):
+    """There is no such policy."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(
+            f"there is no policy '{wanted}'",
+            kind=Kind.NOT_FOUND,
+            reason="POLICY_NOT_FOUND",
+            help="List the policies: sendense-ctl policy list",
+            metadata={"policy": wanted[:200]},
+        )
+
+
+class PolicyExists(SendenseError):
+    """Another policy has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"there is a policy '{name}' already",
+            kind=Kind.ALREADY_EXISTS,
+            reason="POLICY_EXISTS",
+            help="Choose another name, or change that one: sendense-ctl policy update",
+            metadata={"policy": name},
         )

@@ -9,13 +9,15 @@ from sendense.backup.v1 import backup_pb2_grpc
 from sendense_backup.backups import Backups
 from sendense_backup.clients.agents import Agents
 from sendense_backup.clients.exports import ExportsClient
+from sendense_backup.clients.maintenance import MaintenanceClient
 from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
 from sendense_backup.servicer import BackupServicer, VmServicer
 from sendense_backup.store import Catalogue
+from sendense_backup.workflows.caretaker import Caretaker
+from sendense_backup.workflows.doorkeeper import Doorkeeper
 from sendense_backup.workflows.engine import Engine
 from sendense_backup.workflows.runtime import Observer, Runtime
-from sendense_backup.workflows.sweep import Sweeper
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.server import Service, Servicer, run
 
@@ -42,19 +44,21 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
         stack.push_async_callback(catalogue.close)
         agents = Agents(peer("tunnel"), identity, await catalogue.installation_id())
         stack.push_async_callback(agents.close)
-        repository = RepositoryClient(peer("repository"))
+        repository_peer = peer("repository")
         runtime = Runtime(
             catalogue=catalogue,
             agents=agents,
-            repository=repository,
+            repository=RepositoryClient(repository_peer),
+            maintenance=MaintenanceClient(repository_peer),
             exports=ExportsClient(peer("exports")),
             settings=settings,
             observer=observer or Observer(),
         )
         engine = Engine(runtime)
         await stack.enter_async_context(engine)
-        await stack.enter_async_context(Sweeper(runtime, engine))
-        backups = Backups(catalogue, agents, repository, engine, settings.default_repository)
+        await stack.enter_async_context(Doorkeeper(runtime, engine))
+        await stack.enter_async_context(Caretaker(runtime, engine))
+        backups = Backups(runtime)
         yield Service(
             name=NAME,
             servicers=[

@@ -57,6 +57,7 @@ class Disk:
         capacity_bytes: Size in bytes.
         change_id: Where the next increment starts; may be empty.
         skip_reason: Why it cannot be captured; empty when it can.
+        file_name: `[datastore] folder/file.vmdk`; may be empty.
     """
 
     device_key: int
@@ -65,6 +66,12 @@ class Disk:
     capacity_bytes: int
     change_id: str = ""
     skip_reason: str = ""
+    file_name: str = ""
+
+    @property
+    def datastore(self) -> str:
+        """The datastore's name; empty when it is not known."""
+        return self.file_name.partition("]")[0].lstrip("[") if self.file_name.startswith("[") else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,12 @@ class Vm:
     datastore_free_bytes: int = 0
     hardware_json: str = ""
     disks: tuple[Disk, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def datastores(self) -> tuple[str, ...]:
+        """Datastores that hold a disk of it, by name."""
+        return tuple(sorted({disk.datastore for disk in self.disks if disk.datastore}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,3 +38,15 @@ class ExportsClient:
             force=True,
         )
         await self._peer.call(self._stub.DeleteExport, request, timeout=wait_seconds + 60.0)
+
+    async def held(self) -> list[tuple[str, str]]:
+        """Returns the exports that somebody holds, each with its holder."""
+        found: list[tuple[str, str]] = []
+        token = ""
+        while True:
+            request = exports_pb2.ListExportsRequest(page_size=1000, page_token=token)
+            page = await self._peer.call(self._stub.ListExports, request)
+            found.extend((each.export_name, each.holder) for each in page.exports if each.holder)
+            token = page.next_page_token
+            if not token:
+                return found

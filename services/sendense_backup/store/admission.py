@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,8 +10,8 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sendense_backup.errors import BackupRunning
-from sendense_backup.model import ACTIVE, PENDING, Job, Repository, VmRef
+from sendense_backup.model import PENDING, Job, Repository, VmRef
+from sendense_backup.store.one_job import refuse_second_job
 from sendense_backup.store.rows import SELECT_JOBS, to_job
 from sendense_backup.store.tables import contexts, jobs
 from sendense_db.columns import utc_now
@@ -32,6 +33,12 @@ class NewJob:
     repository: Repository
     quiesce: bool
     request_id: str = ""
+    priority: int = 0
+    not_before: datetime | None = None
+    datastores: tuple[str, ...] = ()
+    policy_id: str = ""
+    policy_run_id: str = ""
+    retry_of: str = ""
 
 
 class Admission:
@@ -76,15 +83,7 @@ class Admission:
             if known is not None:
                 return known, False
         context_id = await self._context(connection, new, moment)
-        running = await connection.scalar(
-            select(jobs.c.id).where(jobs.c.vm_context_id == context_id, jobs.c.status.in_(ACTIVE))
-        )
-        if running is not None:
-            raise BackupRunning(
-                new.vm_name,
-                running,
-                help_text=f"Wait for it, or cancel it: sendense-ctl backup cancel --backup-id {running}",
-            )
+        await refuse_second_job(connection, context_id, new.vm_name)
         identifier = await self._free_id(connection, new.vm_name, moment)
         await connection.execute(
             insert(jobs).values(
@@ -102,6 +101,12 @@ class Admission:
                 request_id=new.request_id or None,
                 quiesce=new.quiesce,
                 created_at=moment,
+                priority=new.priority,
+                not_before=new.not_before,
+                datastores_json=json.dumps(sorted(new.datastores)),
+                policy_id=new.policy_id or None,
+                policy_run_id=new.policy_run_id or None,
+                retry_of=new.retry_of or None,
             )
         )
         row = (await connection.execute(SELECT_JOBS.where(jobs.c.id == identifier))).one()

@@ -12,8 +12,10 @@ from sendense_backup.store.contexts import Contexts
 from sendense_backup.store.job_log import JobLog
 from sendense_backup.store.jobs import Jobs
 from sendense_backup.store.leases import Leases
+from sendense_backup.store.line import Line
+from sendense_backup.store.operations import Operations
 from sendense_backup.store.running import Running
-from sendense_backup.store.tables import installation
+from sendense_backup.store.tables import installation, log
 from sendense_db.engine import Database
 
 
@@ -26,7 +28,10 @@ class Catalogue:
         jobs: Reads and lists jobs, marks cancel and deletion.
         running: What a workflow writes about its job.
         leases: What jobs have acquired.
-        log: The job log.
+        log: The job logs of backups.
+        operations: What is done to restore points.
+        operation_log: The job logs of operations.
+        line: Who of the waiting may run.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,6 +47,9 @@ class Catalogue:
         self.running = Running(database)
         self.leases = Leases(database)
         self.log = JobLog(database)
+        self.operations = Operations(database)
+        self.operation_log = JobLog(database, log.c.operation_id)
+        self.line = Line(database)
 
     async def close(self) -> None:
         """Closes all connections."""

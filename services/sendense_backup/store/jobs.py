@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import AmbiguousBackupId, BackupNotFound, BadPageToken
-from sendense_backup.model import ACTIVE, Job, JobDisk
+from sendense_backup.model import ACTIVE, FULL, Job, JobDisk, Point
 from sendense_backup.store.rows import SELECT_JOBS, to_disk, to_job
 from sendense_backup.store.tables import disks, jobs
 from sendense_db.columns import utc_now
@@ -89,6 +89,27 @@ class Jobs:
         query = SELECT_JOBS.where(jobs.c.status.in_(ACTIVE)).order_by(jobs.c.created_at)
         async with self._database.read() as connection:
             return [to_job(row) for row in await connection.execute(query)]
+
+    async def ended(self, backup_id: str) -> bool:
+        """Tells whether this is a job of ours that has ended, deleted or not."""
+        async with self._database.read() as connection:
+            status = await connection.scalar(select(jobs.c.status).where(jobs.c.id == backup_id))
+        return status is not None and status not in ACTIVE
+
+    async def note_merged(self, point: Point) -> None:
+        """Records what a restore point's disks are after others went into it."""
+        types = [layer.backup_type for layer in point.layers]
+        async with self._database.begin() as connection:
+            for layer in point.layers:
+                mine = (disks.c.backup_id == point.backup_id) & (disks.c.layer_id == layer.layer_id)
+                values: dict[str, object] = {"path": layer.path, "chain_id": layer.chain_id}
+                if layer.backup_type == FULL:
+                    values |= {"backup_type": FULL, "reason": "consolidated", "parent_backup_id": ""}
+                await connection.execute(update(disks).where(mine).values(**values))
+            if types and all(each == FULL for each in types):
+                await connection.execute(
+                    update(jobs).where(jobs.c.id == point.backup_id).values(backup_type=FULL, parent_backup_id=None)
+                )
 
     async def request_cancel(self, backup_id: str) -> bool:
         """Marks a job that has not ended as to be cancelled; False when it has ended."""

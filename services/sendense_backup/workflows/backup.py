@@ -22,7 +22,7 @@ the restore point of all disks at once. Only then the snapshot goes.
 | close.N         | stops serving                                           |                              |
 | seal.N          | checks the layer and makes it durable                   | goes with the layer          |
 | commit          | makes the restore point; from here the job succeeds     |                              |
-| unsnapshot      | removes the snapshot; what fails is left to the sweeper |                              |
+| unsnapshot      | removes the snapshot; what fails is left to the caretaker|                              |
 
 Whatever fails before `commit`, and a wish to cancel, hands the job over to the workflow `release`.
 """
@@ -35,7 +35,7 @@ from dbos import DBOS
 from sendense_backup.errors import Superseded
 from sendense_backup.model import COMPLETED, PENDING
 from sendense_backup.workflows import capture, layers, preparation, publication
-from sendense_backup.workflows.durable import Step, StepFailed, TakenOver, run
+from sendense_backup.workflows.durable import Step, StepFailed, TakenOver, Workflow, run
 from sendense_backup.workflows.release import RELEASE_PHASE
 from sendense_backup.workflows.runtime import Runtime, Work, current, tracked
 
@@ -45,14 +45,14 @@ INSPECT = Step("inspect", preparation.inspect)
 CHECK = Step("check", preparation.check)
 CHANGE_TRACKING = Step("change_tracking", preparation.change_tracking, "stays on, for the next backup")
 SNAPSHOT = Step("snapshot", preparation.snapshot, "removes the snapshot")
-DECIDE = Step("decide", layers.decide_disk)
-LAYER = Step("layer", layers.make_layer, "discards the layer")
-PLAN = Step("plan", layers.plan_areas, "goes with the layer")
-TURN_FULL = Step("turn_full", layers.turn_full)
-EXPORT = Step("export", capture.open_export, "stops serving")
-CAPTURE = Step("capture", capture.capture, "goes with the layer")
-CLOSE = Step("close", capture.close_export)
-SEAL = Step("seal", layers.seal, "goes with the layer")
+DECIDE = Step("decide", layers.decide_disk, per_disk=True)
+LAYER = Step("layer", layers.make_layer, "discards the layer", per_disk=True)
+PLAN = Step("plan", layers.plan_areas, "goes with the layer", per_disk=True)
+TURN_FULL = Step("turn_full", layers.turn_full, per_disk=True)
+EXPORT = Step("export", capture.open_export, "stops serving", per_disk=True)
+CAPTURE = Step("capture", capture.capture, "goes with the layer", per_disk=True)
+CLOSE = Step("close", capture.close_export, per_disk=True)
+SEAL = Step("seal", layers.seal, "goes with the layer", per_disk=True)
 COMMIT = Step("commit", publication.commit)
 UNSNAPSHOT = Step("unsnapshot", publication.remove_snapshot, cancellable=False)
 
@@ -121,6 +121,7 @@ async def _run(work: Work) -> None:
     await run(work, UNSNAPSHOT)
     await work.log("info", "end", "the backup is complete")
     await running.end(work.backup_id, work.attempt, COMPLETED)
+    work.runtime.place_free.set()
 
 
 async def _back_up_disk(work: Work, position: int) -> None:
@@ -146,3 +147,6 @@ async def _hand_over(work: Work, failure: StepFailed) -> str:
     await work.log(level, failure.step, failure.message, reason=failure.reason)
     work.runtime.handed_over.set()
     return HANDED_OVER
+
+
+WORKFLOW = Workflow("backup", backup, STEPS)

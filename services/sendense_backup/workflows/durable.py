@@ -15,13 +15,16 @@ import structlog
 from dbos import DBOS
 
 from sendense_backup.errors import Cancelled, Superseded
-from sendense_backup.workflows.runtime import Work
+from sendense_backup.workflows.runtime import Execution
 from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
 
-APPLICATION_VERSION = "backup-1"
+APPLICATION_VERSION = "backup-2"
 """Raised when the steps of a workflow change: DBOS recovers only what its own version began."""
+
+ENDED = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+"""Statuses of workflows that do nothing any more."""
 
 STALE_ATTEMPT = "STALE_ATTEMPT"
 
@@ -52,6 +55,21 @@ class StepFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Workflow:
+    """A workflow as tests and the engine see it: its name, and its steps in order.
+
+    Attributes:
+        name: Of the DBOS workflow; for operations their kind.
+        run: The DBOS workflow; takes the job's id.
+        steps: All steps; tests fail and kill at each of them.
+    """
+
+    name: str
+    run: Callable[[str], Awaitable[str]]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """A step of a workflow.
 
@@ -60,15 +78,17 @@ class Step:
         do: Does it; idempotent, starts or joins its resource.
         undo: What takes it back, for people: `release` does it, from the lease rows.
         cancellable: Whether a wish to cancel stops the job before this step.
+        per_disk: Whether it is done for each disk; its recorded name then ends in the disk's position.
     """
 
     name: str
     do: Callable[..., Awaitable[Outcome]]
     undo: str = "nothing to undo"
     cancellable: bool = True
+    per_disk: bool = False
 
 
-async def run(work: Work, step: Step, *arguments: int | str) -> Outcome:
+async def run(work: Execution, step: Step, *arguments: int | str) -> Outcome:
     """Runs a step durably, or returns what it returned before.
 
     Args:
@@ -82,22 +102,22 @@ async def run(work: Work, step: Step, *arguments: int | str) -> Outcome:
     """
     name = ".".join([step.name, *(str(each) for each in arguments[:1])])
     outcome: Outcome = await DBOS.run_step_async({"name": name}, _execute, name, work, step, *arguments)
-    await work.runtime.observer.recorded(work.backup_id, name)
+    await work.runtime.observer.recorded(work.job_id, name)
     if "failed" in outcome:
         failed = outcome["failed"]
         raise StepFailed(step.name, failed["reason"], failed["message"], failed["help"])
     return outcome
 
 
-async def _execute(name: str, work: Work, step: Step, *arguments: int | str) -> Outcome:
-    structlog.contextvars.bind_contextvars(job=work.backup_id, attempt=work.attempt)
+async def _execute(name: str, work: Execution, step: Step, *arguments: int | str) -> Outcome:
+    structlog.contextvars.bind_contextvars(job=work.job_id, attempt=work.attempt)
     try:
-        cancel = await work.catalogue.running.enter(work.backup_id, work.attempt, step.name)
+        cancel = await work.enter(step.name)
         if cancel and step.cancellable:
-            raise Cancelled(work.backup_id)  # noqa: TRY301  # becomes an outcome like any other failure
-        await work.runtime.observer.begins(work.backup_id, name)
+            raise Cancelled(work.job_id)  # noqa: TRY301  # becomes an outcome like any other failure
+        await work.runtime.observer.begins(work.job_id, name)
         outcome = await step.do(work, *arguments)
-        await work.runtime.observer.executed(work.backup_id, name)
+        await work.runtime.observer.executed(work.job_id, name)
     except Superseded as error:
         raise TakenOver(str(error)) from error
     except SendenseError as error:

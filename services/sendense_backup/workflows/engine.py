@@ -13,10 +13,9 @@ from dbos import DBOS, DBOSClient, SetWorkflowID
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from sendense_backup.config import BackupSettings
-from sendense_backup.workflows.backup import backup
 from sendense_backup.workflows.durable import APPLICATION_VERSION
 from sendense_backup.workflows.executor import executor_for
-from sendense_backup.workflows.release import release
+from sendense_backup.workflows.registry import WORKFLOWS
 from sendense_backup.workflows.runtime import Runtime, install, stop_executions
 
 log = structlog.get_logger()
@@ -28,10 +27,10 @@ POLLING_SECONDS = 0.1
 STOPPING_SECONDS = 0.2
 """DBOS's listener, which nothing here uses, sleeps this long between two looks; stopping waits for it."""
 
-APPLICATION = "sendense-backup"
+SPARE_PLACES = 4
+"""Places of a process's queue beyond the limit of jobs, which the line keeps: for sweeps and jobs that only end."""
 
-ENDED = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
-"""Statuses of workflows that do nothing any more."""
+APPLICATION = "sendense-backup"
 
 
 class Engine:
@@ -91,15 +90,15 @@ class Engine:
     async def _take_over(self, workflow_ids: list[str]) -> None:
         await DBOS.resume_workflows_async(workflow_ids, queue_name=QUEUE)
 
-    async def enqueue(self, backup_id: str) -> None:
+    async def enqueue(self, job_id: str, kind: str) -> None:
         """Queues a job's workflow; again is no error."""
-        with SetWorkflowID(backup_id):
-            await DBOS.enqueue_workflow_async(QUEUE, backup, backup_id)
+        with SetWorkflowID(job_id):
+            await DBOS.enqueue_workflow_async(QUEUE, WORKFLOWS[kind].run, job_id)
 
     async def release(self, backup_id: str, workflow_id: str) -> None:
         """Starts a release; again with the same id is no error."""
         with SetWorkflowID(workflow_id):
-            await DBOS.start_workflow_async(release, backup_id)
+            await DBOS.start_workflow_async(WORKFLOWS["release"].run, backup_id)
 
     async def state(self, workflow_id: str) -> tuple[str, str]:
         """Returns a workflow's status and the version that began it; both empty when there is none."""
@@ -126,6 +125,8 @@ def _register_queue(settings: BackupSettings) -> None:
         application_name=APPLICATION,
     )
     try:
-        client.register_queue(QUEUE, worker_concurrency=settings.jobs_at_once, polling_interval_sec=POLLING_SECONDS)
+        client.register_queue(
+            QUEUE, worker_concurrency=settings.jobs_at_once + SPARE_PLACES, polling_interval_sec=POLLING_SECONDS
+        )
     finally:
         client.destroy()

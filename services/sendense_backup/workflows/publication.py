@@ -32,7 +32,7 @@ async def commit(work: Work) -> Outcome:
 
 
 async def remove_snapshot(work: Work) -> Outcome:
-    """Removes the snapshot. The restore point stands: a failure is an alert, and the sweeper goes on trying."""
+    """Removes the snapshot. The restore point stands: a failure is an alert, and the caretaker goes on trying."""
     for lease in await work.catalogue.leases.held(work.backup_id, leases.SNAPSHOT):
         try:
             await work.runtime.patiently(lambda lease=lease: remove_job_snapshot(work, lease))  # type: ignore[misc]

@@ -1,11 +1,11 @@
 """The release workflow: gives back what a job has acquired, backwards from its lease rows, and ends the job.
 
-Failure, cancel and the sweeper all use it; there is no other way to undo. First the exports stop (which cuts off
+Failure, cancel and the caretaker all use it; there is no other way to undo. First the exports stop (which cuts off
 whoever still writes), then the layers go, and the snapshot, each as soon as its owner can be reached. When a restore
 point of the job exists after all (the answer to its commit was lost), the layers are the point's: it has completed.
 
 What cannot be given back within the setting `release_seconds` stays a lease: the job ends, its log says what is left,
-and the sweeper tries again until the agent is back. A snapshot is never forgotten.
+and the caretaker tries again until the agent is back. A snapshot is never forgotten.
 
 | step      | does                                             |
 |-----------|--------------------------------------------------|
@@ -28,7 +28,7 @@ from sendense_backup.errors import Superseded
 from sendense_backup.model import ACTIVE, CANCELLED, COMPLETED, FAILED, SKIPPED
 from sendense_backup.store import leases
 from sendense_backup.store.leases import Lease
-from sendense_backup.workflows.durable import STALE_ATTEMPT, TakenOver
+from sendense_backup.workflows.durable import STALE_ATTEMPT, Step, TakenOver, Workflow
 from sendense_backup.workflows.layers import new_layer
 from sendense_backup.workflows.runtime import Runtime, Work, current, tracked
 from sendense_rpc.errors import SendenseError
@@ -38,12 +38,15 @@ log = structlog.get_logger()
 RELEASE_PHASE = "release"
 """Phase of a job that failed and is being undone: no execution of the backup workflow touches it any more."""
 
+END = f"{RELEASE_PHASE}.end"
+"""Name of the last step for observers; the others are named after the kinds in `UNDO`."""
+
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
 
 
 def release_id(backup_id: str, attempt: int = 0) -> str:
-    """Returns the workflow id of a job's release; the sweeper's further rounds carry the attempt that they begin at."""
+    """Returns the workflow id of a job's release; the caretaker's further rounds carry the attempt that they begin at."""
     return f"release-{backup_id}-{attempt}" if attempt else f"release-{backup_id}"
 
 
@@ -72,9 +75,10 @@ async def _execute(runtime: Runtime, backup_id: str) -> str:
             await work.log("error", "release", f"not given back yet, tried again later: {listed}")
         if not ended:
             await _end(work)
+            await runtime.observer.executed(backup_id, END)
     except (TakenOver, Superseded):
         return "taken over"
-    except SendenseError as error:  # the sweeper begins anew
+    except SendenseError as error:  # the caretaker begins anew
         log.warning("a job could not be ended yet", job=backup_id, error=str(error))
         return "not ended"
     return "released"
@@ -96,7 +100,9 @@ async def give_back(work: Work) -> list[Lease]:
                 left.append(lease)  # somebody may still write to it
                 continue
             try:
+                await work.runtime.observer.begins(work.backup_id, f"{RELEASE_PHASE}.{kind}")
                 await undo(work, lease)
+                await work.runtime.observer.executed(work.backup_id, f"{RELEASE_PHASE}.{kind}")
             except SendenseError as error:
                 if error.reason == STALE_ATTEMPT:
                     raise TakenOver(str(error)) from error
@@ -170,6 +176,7 @@ async def _end(work: Work) -> None:
         await work.set_job(error_reason=None, error_message=None)
     await work.log("info", "end", f"the backup ends as {status}")
     await work.catalogue.running.end(work.backup_id, work.attempt, status)
+    work.runtime.place_free.set()
 
 
 async def _made_a_point(work: Work) -> bool:
@@ -179,3 +186,11 @@ async def _made_a_point(work: Work) -> bool:
         return False
     point = await work.runtime.patiently(lambda: work.runtime.repository.point(work.backup_id))
     return point is not None
+
+
+WORKFLOW = Workflow(
+    RELEASE_PHASE,
+    release,
+    (*(Step(f"{RELEASE_PHASE}.{kind}", undo) for kind, undo in UNDO.items()), Step(END, _end)),  # type: ignore[arg-type]
+)
+"""Its steps as observers see them; none is recorded, since all of it is done again from the lease rows."""

@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import stamina
 
 from sendense_backup.clients.agents import AgentClient, Agents
 from sendense_backup.clients.exports import ExportsClient
+from sendense_backup.clients.maintenance import MaintenanceClient
 from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
 from sendense_backup.model import Holder, Job
@@ -45,11 +46,14 @@ class Runtime:
     catalogue: Catalogue
     agents: Agents
     repository: RepositoryClient
+    maintenance: MaintenanceClient
     exports: ExportsClient
     settings: BackupSettings
     observer: Observer = field(default_factory=Observer)
     handed_over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a job waits for its release: the sweeper then looks at once."""
+    """Set when a job waits for its release: the caretaker then looks at once."""
+    place_free: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a job was added to the line or left its place: the doorkeeper then looks at once."""
 
     async def patiently(self, call: Callable[[], Awaitable[Value]], *, seconds: float | None = None) -> Value:
         """Repeats a call that fails for a passing reason.
@@ -78,9 +82,28 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, SendenseError) and error.retryable
 
 
+class Execution(Protocol):
+    """One execution of a job of any kind, as far as its steps' frame is concerned."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """The parts."""
+
+    @property
+    def job_id(self) -> str:
+        """The job."""
+
+    @property
+    def attempt(self) -> int:
+        """Claimed by this execution alone."""
+
+    async def enter(self, phase: str) -> bool:
+        """Records the step that the job is at; returns whether somebody asked it to stop."""
+
+
 @dataclass(frozen=True)
 class Work:
-    """One execution of a job.
+    """One execution of a backup.
 
     Attributes:
         runtime: The parts.
@@ -93,6 +116,11 @@ class Work:
     attempt: int
 
     @property
+    def job_id(self) -> str:
+        """The job."""
+        return self.backup_id
+
+    @property
     def catalogue(self) -> Catalogue:
         """The catalogue."""
         return self.runtime.catalogue
@@ -101,6 +129,10 @@ class Work:
     def holder(self) -> Holder:
         """The fencing token of this execution."""
         return Holder(self.backup_id, self.attempt)
+
+    async def enter(self, phase: str) -> bool:
+        """Records the step that the backup is at; returns whether somebody asked it to stop."""
+        return await self.catalogue.running.enter(self.backup_id, self.attempt, phase)
 
     async def job(self) -> Job:
         """Returns the job as it is now."""

@@ -1,137 +1,123 @@
-"""The sweeper: what no workflow looks after any more is found from the catalogue and brought to an end.
+"""The sweep workflow: finds what nobody looks after any more, ends it, and says what it did.
 
-It starts every release: of jobs that failed (it is told at once) and of jobs that ended and still hold something. It
-queues jobs whose process died between the catalogue's row and the queue, and ends those whose workflow is gone or was
-begun by another version. It says what it did in the job's log.
+A schedule in the catalogue starts one round after the other, once over all replicas. Jobs that just failed need no
+sweep: the caretaker releases them at once. A sweep finds what stayed: snapshots, exports and partial layers under
+leases of ended jobs whose agent was away, exports of jobs of ours that ended without a lease, and records that are too
+old to keep. Idle mounts are the restore service's own to end, leftovers of a crash in storage the repository's at its
+start.
+
+| step    | does                                                              | undo |
+|---------|-------------------------------------------------------------------|------|
+| leases  | gives back what ended jobs still hold: snapshots, layers, exports |      |
+| exports | stops serving for jobs that ended                                 |      |
+| records | purges records of workflows and sweeps that ended long ago        |      |
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from dataclasses import dataclass
-from typing import Self
+from datetime import timedelta
 
 import structlog
+from dbos import DBOS
 
-from sendense_backup.errors import Superseded
-from sendense_backup.model import Job
-from sendense_backup.workflows.durable import APPLICATION_VERSION
-from sendense_backup.workflows.engine import ENDED, Engine
-from sendense_backup.workflows.release import RELEASE_PHASE, release_id
-from sendense_backup.workflows.runtime import Runtime, Work
+from sendense_backup.model import SWEEP, Holder
+from sendense_backup.workflows.durable import ENDED, Outcome, Step, TakenOver, Workflow, run
+from sendense_backup.workflows.operation import OperationWork, execute
+from sendense_backup.workflows.release import give_back
+from sendense_backup.workflows.runtime import Work
+from sendense_db.columns import utc_now
+from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
 
-
-LONGEST_PAUSE_SECONDS = 300.0
-"""What cannot be given back (its agent is gone for days) is tried this often."""
+PURGE_AT_ONCE = 500
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """A try to give back what a job holds: its workflow, when the next may begin, and the pause after that."""
-
-    workflow_id: str
-    not_before: float
-    pause: float
-
-
-class Sweeper:
-    """Looks at all jobs every `sweep_seconds`, and at once when one was handed over; an async context manager.
-
-    Args:
-        runtime: The parts.
-        engine: Starts workflows and knows their states.
-    """
-
-    def __init__(self, runtime: Runtime, engine: Engine) -> None:
-        self._runtime = runtime
-        self._engine = engine
-        self._rounds: dict[str, _Round] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self.run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def run(self) -> None:
-        """Sweeps until it is cancelled."""
-        while True:
-            self._runtime.handed_over.clear()
-            try:
-                await self.sweep()
-            except Exception:  # the catalogue may be away for a while: the next round sees
-                log.exception("a round of the sweeper failed")
-            try:
-                async with asyncio.timeout(self._runtime.settings.sweep_seconds):
-                    await self._runtime.handed_over.wait()
-            except TimeoutError:
-                continue
-
-    async def sweep(self) -> None:
-        """Goes over all jobs once."""
-        for job in await self._runtime.catalogue.jobs.active():
-            if job.phase == RELEASE_PHASE:
-                await self._release(job)
-            else:
-                await self._look_after(job)
-        left = await self._runtime.catalogue.leases.left_behind()
-        self._rounds = {backup_id: each for backup_id, each in self._rounds.items() if backup_id in left}
-        for backup_id in left:
-            await self._give_back(backup_id)
-
-    async def _look_after(self, job: Job) -> None:
-        status, version = await self._engine.state(job.backup_id)
-        if not status:
-            await self._engine.enqueue(job.backup_id)
-        elif status in ENDED:
-            # The job may have ended, or been handed over, between our two looks.
-            now = await self._runtime.catalogue.running.read(job.backup_id)
-            if not now.final and now.phase != RELEASE_PHASE:
-                await self._abandon(job, "WORKFLOW_LOST", "its workflow ended without ending the job")
-        elif version and version != APPLICATION_VERSION:
-            await self._abandon(job, "UPGRADED", f"it was begun by version {version} of the service")
-
-    async def _abandon(self, job: Job, reason: str, why: str) -> None:
-        running = self._runtime.catalogue.running
+async def leases(work: OperationWork) -> Outcome:
+    """Gives back what ended jobs still hold."""
+    catalogue = work.catalogue
+    given: list[str] = []
+    left: list[str] = []
+    for backup_id in await catalogue.leases.left_behind():
+        before = await catalogue.leases.held(backup_id)
+        ended = Work(work.runtime, backup_id, await catalogue.running.fence_ended(backup_id))
         try:
-            attempt = await running.claim(job.backup_id, expected=job.attempt)
-            if attempt is None:
-                return
-            work = Work(self._runtime, job.backup_id, attempt)
-            await work.set_job(phase=RELEASE_PHASE, error_reason=reason, error_message=f"the job was given up: {why}")
-            await work.log("error", "sweep", f"the job is given up: {why}", reason=reason)
-        except Superseded:
-            return
-        await self._release(job)
+            still = await give_back(ended)
+        except TakenOver:
+            continue  # a release of the job runs at this moment
+        names = {
+            lease.lease_id: f"{lease.kind} {lease.resource_id or lease.resource} of {backup_id}" for lease in before
+        }
+        left += [names[lease.lease_id] for lease in still]
+        given += [name for lease_id, name in names.items() if lease_id not in {lease.lease_id for lease in still}]
+    await _say(work, "leases", "given back", given)
+    await _say(work, "leases", "could not be given back yet", left, level="warning")
+    await work.add_result(given_back=given, left=left)
+    return {}
 
-    async def _release(self, job: Job) -> None:
-        first = release_id(job.backup_id)
-        status, _ = await self._engine.state(first)
-        if not status:
-            await self._engine.release(job.backup_id, first)
-        elif status in ENDED and not (await self._runtime.catalogue.running.read(job.backup_id)).final:
-            await self._give_back(job.backup_id)
 
-    async def _give_back(self, backup_id: str) -> None:
-        """Starts a further round for what a job could not give back, with growing pauses."""
-        last = self._rounds.get(backup_id, _Round(release_id(backup_id), 0.0, self._runtime.settings.sweep_seconds))
-        if time.monotonic() < last.not_before:
-            return
-        status, _ = await self._engine.state(last.workflow_id)
-        if status and status not in ENDED:
-            return
-        attempt = (await self._runtime.catalogue.running.read(backup_id)).attempt
-        following = _Round(
-            workflow_id=release_id(backup_id, attempt + 1),
-            not_before=time.monotonic() + last.pause,
-            pause=min(2 * last.pause, LONGEST_PAUSE_SECONDS),
+async def exports(work: OperationWork) -> Outcome:
+    """Stops serving for jobs that ended."""
+    stopped: list[str] = []
+    for name, holder in await work.runtime.patiently(work.runtime.exports.held):
+        ended = await work.catalogue.jobs.ended(holder)
+        if not ended or await work.catalogue.leases.held(holder):
+            continue  # not ours, or its job or lease looks after it
+        attempt = await work.catalogue.running.fence_ended(holder)
+        try:
+            await work.runtime.exports.stop_serving(name, Holder(holder, attempt), wait_seconds=1)
+        except SendenseError as error:
+            await work.log("warning", "exports", f"export {name} could not be stopped: {error.message}")
+        else:
+            stopped.append(name)
+    await _say(work, "exports", "stopped", stopped)
+    await work.add_result(exports=stopped)
+    return {}
+
+
+async def records(work: OperationWork) -> Outcome:
+    """Purges records that ended long ago; backups, their logs and operations on restore points stay."""
+    before = utc_now() - timedelta(days=work.runtime.settings.keep_records_days)
+    workflows = 0
+    while True:
+        old = await DBOS.list_workflows_async(
+            status=sorted(ENDED),
+            completed_before=before.isoformat(),
+            limit=PURGE_AT_ONCE,
+            load_input=False,
+            load_output=False,
         )
-        self._rounds[backup_id] = following
-        await self._engine.release(backup_id, following.workflow_id)
+        if not old:
+            break
+        await DBOS.delete_workflows_async([each.workflow_id for each in old])
+        workflows += len(old)
+    sweeps = await work.catalogue.operations.forget_ended(SWEEP, before)
+    if workflows or sweeps:
+        await work.log("info", "records", f"{workflows} records of workflows and {sweeps} sweeps purged")
+    await work.add_result(workflows_purged=workflows, sweeps_purged=sweeps)
+    return {}
+
+
+async def _say(work: OperationWork, step: str, what: str, names: list[str], level: str = "info") -> None:
+    for name in names:
+        await work.log(level, step, f"{name} {what}")
+
+
+LEASES = Step("leases", leases)
+EXPORTS = Step("exports", exports)
+RECORDS = Step("records", records)
+STEPS = (LEASES, EXPORTS, RECORDS)
+
+
+@DBOS.workflow(name="sweep", max_recovery_attempts=None)  # type: ignore[untyped-decorator]
+async def sweep(operation_id: str) -> str:
+    """Runs a sweep to its end."""
+    return await execute(operation_id, _body)
+
+
+async def _body(work: OperationWork) -> None:
+    for step in STEPS:
+        await run(work, step)
+
+
+WORKFLOW = Workflow(SWEEP, sweep, STEPS)

@@ -1,0 +1,158 @@
+"""The line of waiting jobs: one transaction decides who may run now, over all replicas.
+
+A job waits as `pending` without `admitted_at`. Whoever looks takes the one lock, counts what runs, and lets in those
+who fit, by priority, then by age. A job that somebody asked to cancel is let in at once: it only ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sendense_backup.model import ACTIVE, BACKUP, PENDING, SWEEP
+from sendense_backup.store.policy_tables import policies
+from sendense_backup.store.tables import installation, jobs, operations
+from sendense_db.engine import Database
+
+_LOOKED_AT = 1000
+"""How many waiting jobs are looked at in one transaction."""
+
+_UNLIMITED = frozenset({SWEEP})
+"""Kinds that take no place: they give places back."""
+
+OpensAt = Callable[[str, datetime], datetime]
+"""From a policy's rules and a moment: the moment itself when the policy's window is open, else when it opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Jobs at once; 0 means no limit of its own."""
+
+    total: int
+    per_agent: int = 0
+    per_repository: int = 0
+    per_datastore: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job in line, or one that runs, as far as limits are concerned."""
+
+    kind: str
+    job_id: str
+    places: tuple[str, ...]
+    priority: int
+    created_at: datetime
+    policy_id: str
+    cancelled: bool
+
+
+class Line:
+    """Lets waiting jobs in."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def let_in(self, limits: Limits, moment: datetime, opens_at: OpensAt) -> list[Waiting]:
+        """Admits those who may run now, and returns them; who calls must start them.
+
+        A process that dies before it starts them leaves them `pending` and admitted: the caretaker starts those.
+        """
+        async with self._database.begin() as connection:
+            waiting = await _waiting(connection, moment)
+            if not waiting:
+                return []
+            # One at a time over all replicas: without the lock two would let in the same last place.
+            await connection.execute(select(installation.c.id).with_for_update())
+            waiting = await _waiting(connection, moment)
+            closed = await _closed(connection, waiting, moment, opens_at)
+            taken = Counter(place for each in await _running(connection) for place in each.places)
+            admitted = []
+            for each in waiting:
+                if each.job_id in closed or not (each.cancelled or _fits(each, taken, limits)):
+                    continue
+                admitted.append(each)
+                taken.update(each.places)
+            for table, kinds in ((jobs, True), (operations, False)):
+                ids = [each.job_id for each in admitted if (each.kind == BACKUP) == kinds]
+                if ids:
+                    await connection.execute(update(table).where(table.c.id.in_(ids)).values(admitted_at=moment))
+        return admitted
+
+
+def _fits(each: Waiting, taken: Counter[str], limits: Limits) -> bool:
+    if each.kind in _UNLIMITED:
+        return True
+    allowed = {
+        "total": limits.total,
+        "agent": limits.per_agent,
+        "repository": limits.per_repository,
+        "datastore": limits.per_datastore,
+    }
+    for place in each.places:
+        limit = allowed[place.partition(":")[0]]
+        if limit and taken[place] >= limit:
+            return False
+    return True
+
+
+async def _waiting(connection: AsyncConnection, moment: datetime) -> list[Waiting]:
+    found: list[Waiting] = []
+    for table, read in ((jobs, _backup), (operations, _operation)):
+        query = (
+            select(table)
+            .where(
+                table.c.status == PENDING,
+                table.c.admitted_at.is_(None),
+                table.c.not_before.is_(None) | (table.c.not_before <= moment) | table.c.cancel_requested,
+            )
+            .order_by(table.c.priority.desc(), table.c.created_at, table.c.id)
+            .limit(_LOOKED_AT)
+        )
+        found.extend(read(row) for row in await connection.execute(query))
+    return sorted(found, key=lambda each: (-each.priority, each.created_at, each.job_id))
+
+
+async def _running(connection: AsyncConnection) -> list[Waiting]:
+    found: list[Waiting] = []
+    for table, read in ((jobs, _backup), (operations, _operation)):
+        query = select(table).where(table.c.status.in_(ACTIVE), table.c.admitted_at.is_not(None))
+        found.extend(read(row) for row in await connection.execute(query))
+    return found
+
+
+async def _closed(connection: AsyncConnection, waiting: list[Waiting], moment: datetime, opens_at: OpensAt) -> set[str]:
+    """Returns the jobs whose policy's window is closed now, and puts them off until it opens."""
+    ids = {each.policy_id for each in waiting if each.kind == BACKUP and each.policy_id}
+    if not ids:
+        return set()
+    rows = await connection.execute(select(policies.c.id, policies.c.rules_json).where(policies.c.id.in_(ids)))
+    later = {row.id: opening for row in rows if (opening := opens_at(row.rules_json, moment)) > moment}
+    closed = {each.job_id for each in waiting if each.policy_id in later and each.kind == BACKUP and not each.cancelled}
+    for policy_id, opening in later.items():
+        mine = [each.job_id for each in waiting if each.policy_id == policy_id and each.job_id in closed]
+        await connection.execute(update(jobs).where(jobs.c.id.in_(mine)).values(not_before=opening))
+    return closed
+
+
+def _backup(row: Row[tuple[object, ...]]) -> Waiting:
+    datastores = [f"datastore:{each}" for each in json.loads(row.datastores_json)]
+    places = ("total", f"agent:{row.agent_id}", f"repository:{row.repository_id}", *datastores)
+    return Waiting(
+        BACKUP, row.id, places, row.priority, row.created_at, row.policy_id or "", cancelled=row.cancel_requested
+    )
+
+
+def _operation(row: Row[tuple[object, ...]]) -> Waiting:
+    places: tuple[str, ...] = ()
+    if row.kind not in _UNLIMITED:
+        places = ("total", *([f"repository:{row.repository_id}"] if row.repository_id else []))
+    return Waiting(
+        row.kind, row.id, places, row.priority, row.created_at, row.policy_id or "", cancelled=row.cancel_requested
+    )
