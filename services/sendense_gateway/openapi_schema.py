@@ -21,6 +21,7 @@ Schema = dict[str, Any]
 _Field = descriptor_pb2.FieldDescriptorProto
 _WELL_KNOWN: dict[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
+    "google.protobuf.Struct": {"type": "object"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$"},
 }
 _INT64 = (_Field.TYPE_INT64, _Field.TYPE_SINT64, _Field.TYPE_SFIXED64)
@@ -100,7 +101,7 @@ class Schemas:
         fields = [field for field in message.proto.field if field.name not in without]
         schema: Schema = {
             "type": "object",
-            "properties": {field.name: self.request_field(name, field.name) for field in fields},
+            "properties": {field.name: self._body_field(message, field) for field in fields},
             # Fields that no message has are dropped silently by the transcoder; whoever sends one has mistyped it.
             "additionalProperties": False,
         }
@@ -109,18 +110,27 @@ class Schemas:
             schema["required"] = required
         return schema
 
+    def _body_field(self, message: Message, field: descriptor_pb2.FieldDescriptorProto) -> Schema:
+        """Returns the schema of a field in a body: a message within a message is an object of its own."""
+        if field.type != _Field.TYPE_MESSAGE or field.type_name.lstrip(".") in _WELL_KNOWN:
+            return self.request_field(message.name, field.name)
+        schema = self.request_body(field.type_name.lstrip("."), ())
+        if field.label == _Field.LABEL_REPEATED:
+            schema = {"type": "array", "items": schema}
+        return self._described(schema, message, field)
+
     def request_field(self, name: str, field_name: str) -> Schema:
-        """Returns the schema of a field in a request, with what its rule asks for.
+        """Returns the schema of a field in a query or path, with what its rule asks for.
 
         Raises:
-            ValueError: The field is a message that no query can carry and no public body has.
+            ValueError: The field is a message that no query can carry.
         """
         message = self.message(name)
         field = next(each for each in message.proto.field if each.name == field_name)
         rule = _rule(field)
         schema = self._scalar(field)
         if schema is None:
-            raise ValueError(f"{name}.{field_name} is a message: requests of the REST API are flat")
+            raise ValueError(f"{name}.{field_name} is a message: queries of the REST API are flat")
         if field.type in (*_INT64, *_UINT64):
             schema = {"type": ["string", "integer"], "format": "int64"}
         if field.type == _Field.TYPE_STRING:

@@ -36,26 +36,28 @@ async def settle(work: OperationWork) -> Outcome:
         freed_bytes=plan.freed_bytes,
     )
     # With those that were named: a point that an earlier attempt removed is hidden too.
-    return {"backup_ids": list(dict.fromkeys([*plan.backup_ids, *named]))}
+    await work.add_result(settled=list(dict.fromkeys([*plan.backup_ids, *named])))
+    return {}
 
 
 async def remove(work: OperationWork) -> Outcome:
     """Lets the repository delete."""
     operation = await work.operation()
-    named, cascade = _asked(operation.arguments)
+    _, cascade = _asked(operation.arguments)
+    settled = [str(each) for each in operation.result["settled"]]
     maintenance = work.runtime.maintenance
     wait = work.runtime.settings.holders_wait_seconds
 
     ended = await follow(
         work,
         "remove",
-        lambda: maintenance.start_deletion(named, work.holder, cascade=cascade, wait_seconds=wait),
+        lambda: maintenance.start_deletion(settled, work.holder, cascade=cascade, wait_seconds=wait),
         lambda: maintenance.watch_operation(work.job_id),
     )
-    gone = list(dict.fromkeys([*ended.backup_ids, *named]))
+    gone = list(dict.fromkeys([*ended.backup_ids, *settled]))
     await work.add_result(backup_ids=gone, freed_bytes=ended.freed_bytes, **ended.facts)
     await work.log("info", "remove", f"{ended.freed_bytes} bytes came back", freed_bytes=ended.freed_bytes)
-    return {"backup_ids": gone}
+    return {}
 
 
 async def hide(work: OperationWork) -> Outcome:

@@ -46,7 +46,7 @@ LONGEST_PAUSE_SECONDS = 5.0
 
 
 def release_id(backup_id: str, attempt: int = 0) -> str:
-    """Returns the workflow id of a job's release; the caretaker's further rounds carry the attempt that they begin at."""
+    """Returns the workflow id of a job's release; the caretaker's further rounds carry their first attempt."""
     return f"release-{backup_id}-{attempt}" if attempt else f"release-{backup_id}"
 
 

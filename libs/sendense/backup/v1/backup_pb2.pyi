@@ -140,6 +140,7 @@ class BackupDisk(_message.Message):
     BYTES_TRANSFERRED_FIELD_NUMBER: _builtins.int
     CHANGE_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     disk_id: _builtins.int
     """Number of the disk, as in `disk-{n}`; -1 until it is allotted."""
     label: _builtins.str
@@ -162,6 +163,10 @@ class BackupDisk(_message.Message):
     """Change id of the snapshot's disk."""
     status: _builtins.str
     """`pending`, `running`, `completed`, `failed` or `skipped`."""
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """Where the disk is now; unset unless it is being worked on."""
+
     def __init__(
         self,
         *,
@@ -176,10 +181,11 @@ class BackupDisk(_message.Message):
         bytes_transferred: _builtins.int = ...,
         change_id: _builtins.str = ...,
         status: _builtins.str = ...,
+        progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_type", b"backup_type", "bytes_transferred", b"bytes_transferred", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "changed_bytes", b"changed_bytes", "disk_id", b"disk_id", "label", b"label", "path", b"path", "reason", b"reason", "status", b"status", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_type", b"backup_type", "bytes_transferred", b"bytes_transferred", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "changed_bytes", b"changed_bytes", "disk_id", b"disk_id", "label", b"label", "path", b"path", "progress", b"progress", "reason", b"reason", "status", b"status", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,13 +420,24 @@ class DeleteBackupResponse(_message.Message):
     BACKUP_IDS_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    MERGED_INTO_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
     """Bytes that come back."""
     dry_run: _builtins.bool
     """Whether it was only said."""
+    job_id: _builtins.str
+    """The job that deletes; empty for a dry run, and for a backup that had made no restore point."""
+    status: _builtins.str
+    """The job's status: `completed` unless it takes longer than a few seconds. JobService tells the rest."""
     @_builtins.property
     def backup_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Backups, newest first."""
+
+    @_builtins.property
+    def merged_into(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Restore points that take layers in, and keep their content."""
 
     def __init__(
         self,
@@ -428,10 +445,13 @@ class DeleteBackupResponse(_message.Message):
         backup_ids: _abc.Iterable[_builtins.str] | None = ...,
         freed_bytes: _builtins.int = ...,
         dry_run: _builtins.bool = ...,
+        job_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        merged_into: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "dry_run", b"dry_run", "freed_bytes", b"freed_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "dry_run", b"dry_run", "freed_bytes", b"freed_bytes", "job_id", b"job_id", "merged_into", b"merged_into", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

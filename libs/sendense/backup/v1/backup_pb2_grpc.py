@@ -108,8 +108,9 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBackup(self, request, context):
-        """DeleteBackup deletes a restore point. FAILED_PRECONDITION: HAS_DEPENDANTS names the backups that build on it unless
-        `cascade` is set; POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel first.
+        """DeleteBackup deletes a restore point as a job. Backups that build on it keep their content: they take its layers in,
+        unless `cascade` deletes them too. FAILED_PRECONDITION: POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel
+        first. ABORTED (BACKUP_RUNNING) names the VM's job that has not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,8 +46,9 @@ class BackupServiceStub:
     GetBackup: _grpc.UnaryUnaryMultiCallable[_backup_pb2.GetBackupRequest, _backup_pb2.Backup]
     """GetBackup returns a backup with its disks and, while it runs, its progress. NOT_FOUND (BACKUP_NOT_FOUND)."""
     DeleteBackup: _grpc.UnaryUnaryMultiCallable[_backup_pb2.DeleteBackupRequest, _backup_pb2.DeleteBackupResponse]
-    """DeleteBackup deletes a restore point. FAILED_PRECONDITION: HAS_DEPENDANTS names the backups that build on it unless
-    `cascade` is set; POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel first.
+    """DeleteBackup deletes a restore point as a job. Backups that build on it keep their content: they take its layers in,
+    unless `cascade` deletes them too. FAILED_PRECONDITION: POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel
+    first. ABORTED (BACKUP_RUNNING) names the VM's job that has not ended.
     """
     GetChain: _grpc.UnaryUnaryMultiCallable[_backup_pb2.GetChainRequest, _backup_pb2.GetChainResponse]
     """GetChain returns a VM's chains, per disk. NOT_FOUND (VM_NOT_FOUND) for a VM that was never backed up."""
@@ -78,8 +79,9 @@ class BackupServiceAsyncStub(BackupServiceStub):
     GetBackup: _aio.UnaryUnaryMultiCallable[_backup_pb2.GetBackupRequest, _backup_pb2.Backup]  # type: ignore[assignment]
     """GetBackup returns a backup with its disks and, while it runs, its progress. NOT_FOUND (BACKUP_NOT_FOUND)."""
     DeleteBackup: _aio.UnaryUnaryMultiCallable[_backup_pb2.DeleteBackupRequest, _backup_pb2.DeleteBackupResponse]  # type: ignore[assignment]
-    """DeleteBackup deletes a restore point. FAILED_PRECONDITION: HAS_DEPENDANTS names the backups that build on it unless
-    `cascade` is set; POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel first.
+    """DeleteBackup deletes a restore point as a job. Backups that build on it keep their content: they take its layers in,
+    unless `cascade` deletes them too. FAILED_PRECONDITION: POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel
+    first. ABORTED (BACKUP_RUNNING) names the VM's job that has not ended.
     """
     GetChain: _aio.UnaryUnaryMultiCallable[_backup_pb2.GetChainRequest, _backup_pb2.GetChainResponse]  # type: ignore[assignment]
     """GetChain returns a VM's chains, per disk. NOT_FOUND (VM_NOT_FOUND) for a VM that was never backed up."""
@@ -131,8 +133,9 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backup_pb2.DeleteBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_backup_pb2.DeleteBackupResponse, _abc.Awaitable[_backup_pb2.DeleteBackupResponse]]:
-        """DeleteBackup deletes a restore point. FAILED_PRECONDITION: HAS_DEPENDANTS names the backups that build on it unless
-        `cascade` is set; POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel first.
+        """DeleteBackup deletes a restore point as a job. Backups that build on it keep their content: they take its layers in,
+        unless `cascade` deletes them too. FAILED_PRECONDITION: POINT_LEASED names who reads it; BACKUP_RUNNING asks to cancel
+        first. ABORTED (BACKUP_RUNNING) names the VM's job that has not ended.
         """
 
     @_abc_1.abstractmethod
