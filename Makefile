@@ -45,7 +45,6 @@ bench: setup ## Print ratios against nbdcopy, qemu-img, OpenSSH and plain copies
 	$(BIN)/python tests/bench/run_all.py
 
 docs: setup ## Build the documentation site into site/
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 protos: setup ## Generate what is made from the protos: Python, Envoy's descriptors, openapi.json
