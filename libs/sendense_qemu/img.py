@@ -87,6 +87,7 @@ class MapExtent:
         zero: Reads as zeroes.
         data: Is stored as data.
         present: Is given by some layer of the chain at all.
+        offset: Where plain data begins in that layer's file; None where it is not stored, or compressed.
     """
 
     start: int
@@ -95,6 +96,7 @@ class MapExtent:
     zero: bool
     data: bool
     present: bool
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,7 @@ def _parse_map(stdout: bytes) -> list[MapExtent]:
             zero=run_["zero"],
             data=run_["data"],
             present=run_.get("present", True),
+            offset=run_.get("offset"),
         )
         for run_ in json.loads(stdout)
     ]

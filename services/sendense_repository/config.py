@@ -28,3 +28,8 @@ class RepositorySettings(ServiceSettings):
     def local_root(self) -> Path:
         """The absolute root of the repository `local`."""
         return (self.default_root or self.root / "backups").absolute()
+
+    @property
+    def work_dir(self) -> Path:
+        """Folder for the sockets of merges; its path is as short as that of the services' sockets."""
+        return self.run_dir / "merge"

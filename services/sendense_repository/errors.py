@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+from sendense_blockio.errors import CopyError
 from sendense_qemu.errors import QemuImgError
 from sendense_rpc.errors import Kind, SendenseError
 
@@ -284,6 +285,20 @@ class LayerPoisoned(_LayerRefused):
         )
 
 
+class MergeFailed(_LayerRefused):
+    """The layers below could not be merged into the layer; nothing was changed."""
+
+    def __init__(self, layer_id: str, finding: str) -> None:
+        super().__init__(
+            layer_id,
+            f"the layers below could not be merged into it: {finding}",
+            "MERGE_FAILED",
+            "Try again; if it goes on failing, verify the restore point, or delete with `cascade`.",
+            retryable=True,
+            finding=finding,
+        )
+
+
 class JournalIncomplete(_LayerRefused):
     """The journal does not cover the areas exactly."""
 
@@ -338,18 +353,44 @@ class PointConflict(SendenseError):
         )
 
 
-class HasDependants(SendenseError):
-    """Other restore points build on this one."""
+class OperationNotFound(SendenseError):
+    """No operation of that id since the service started."""
 
-    def __init__(self, backup_id: str, dependants: Sequence[str]) -> None:
+    def __init__(self, operation_id: str) -> None:
         super().__init__(
-            f"restore points build on {backup_id}: {', '.join(dependants)}",
-            kind=Kind.FAILED_PRECONDITION,
-            reason="HAS_DEPENDANTS",
-            help="Delete them first, or delete with `cascade`.",
-            metadata={"backup_id": backup_id, "dependants": ",".join(dependants)},
+            f"there is no operation {operation_id}",
+            kind=Kind.NOT_FOUND,
+            reason="OPERATION_NOT_FOUND",
+            help="Start it again: what was done stays done.",
+            metadata={"operation_id": operation_id},
         )
-        self.dependants = tuple(dependants)
+
+
+class OperationConflict(SendenseError):
+    """An operation of that id runs and does something else."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            f"operation {operation_id} runs already, with other points",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="OPERATION_CONFLICT",
+            help="Use another job id.",
+            metadata={"operation_id": operation_id},
+        )
+
+
+class OperationStopped(SendenseError):
+    """The service ended while the operation ran; nothing was changed, or it is finished at the next start."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            f"operation {operation_id} was stopped with the service",
+            kind=Kind.UNAVAILABLE,
+            reason="OPERATION_STOPPED",
+            help="Start it again under the same id.",
+            retryable=True,
+            metadata={"operation_id": operation_id},
+        )
 
 
 class PointLeased(SendenseError):
@@ -372,7 +413,7 @@ def is_no_space(error: BaseException | None) -> bool:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        if isinstance(error, OSError | CopyError) and error.errno in _NO_SPACE:
             return True
         if isinstance(error, QemuImgError) and "No space left on device" in error.stderr:
             return True

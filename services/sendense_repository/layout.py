@@ -13,6 +13,7 @@ MARKER_NAME = ".sendense-repository.json"
 DISKS_NAME = "disks.json"
 POINTS_DIRECTORY = "points"
 PARTIAL_SUFFIX = ".partial"
+MERGED_SUFFIX = ".merged"
 CLUSTER_SIZE = 65536
 """Bytes of a cluster of new layers."""
 
@@ -71,6 +72,9 @@ class LayerFiles:
         areas: What is to be copied; gone when the layer is sealed.
         journal: What was copied.
         sidecar: Everything that is known of the sealed layer.
+        merged: The image that is to take the sealed one's place, with the layers below merged into it.
+        merged_journal: The journal of that.
+        merged_sidecar: The sidecar of that; written last, and only when the others are proven.
     """
 
     sealed: Path
@@ -79,6 +83,9 @@ class LayerFiles:
     areas: Path
     journal: Path
     sidecar: Path
+    merged: Path
+    merged_journal: Path
+    merged_sidecar: Path
 
     @classmethod
     def of(cls, root: Path, relative_path: str) -> LayerFiles:
@@ -91,6 +98,9 @@ class LayerFiles:
             areas=sealed.with_name(f"{sealed.name}.areas"),
             journal=sealed.with_name(f"{sealed.name}.journal"),
             sidecar=sealed.with_name(f"{sealed.name}.json"),
+            merged=sealed.with_name(f"{sealed.name}{MERGED_SUFFIX}"),
+            merged_journal=sealed.with_name(f"{sealed.name}{MERGED_SUFFIX}.journal"),
+            merged_sidecar=sealed.with_name(f"{sealed.name}{MERGED_SUFFIX}.json"),
         )
 
     @property
@@ -106,7 +116,12 @@ class LayerFiles:
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file, the sidecar first: without it the rest is no layer."""
-        return (self.sidecar, self.sealed, self.partial, self.fresh, self.areas, self.journal)
+        return (self.sidecar, self.sealed, self.partial, self.fresh, self.areas, self.journal, *self.of_merge)
+
+    @property
+    def of_merge(self) -> tuple[Path, ...]:
+        """What a merge has made beside the layer, the sidecar first: without it the rest is a leftover."""
+        return (self.merged_sidecar, self.merged, self.merged_journal)
 
     def stored_bytes(self) -> int:
         """Returns the bytes that the image takes on disk; 0 when it is not there."""
@@ -115,6 +130,10 @@ class LayerFiles:
     def freed_bytes(self) -> int:
         """Returns the bytes that come back when all files are removed."""
         return sum(_allocated(path) for path in self.all)
+
+    def sealed_bytes(self) -> int:
+        """Returns the bytes that a sealed layer takes, with journal and sidecar, and without a merge beside it."""
+        return sum(_allocated(path) for path in (self.sealed, self.journal, self.sidecar))
 
 
 def _allocated(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Locks by name, for the time that somebody holds or waits for them.
 
-Order, so that no two tasks wait for each other: a layer's lock before its VM's lock, never the other way round.
+Order, so that no two tasks wait for each other: a VM's maintenance lock or a layer's lock before the VM's lock, never
+the other way round, and never a maintenance lock together with a layer's.
 """
 
 from __future__ import annotations
@@ -45,3 +46,8 @@ def vm_lock(repository_id: str, vm_uuid: str) -> str:
 def layer_lock(layer_id: str) -> str:
     """Returns the name of a layer's lock."""
     return f"layer {layer_id}"
+
+
+def maintenance_lock(repository_id: str, vm_uuid: str) -> str:
+    """Returns the name of the lock that deletions and consolidations of a VM take turns with."""
+    return f"maintenance {repository_id} {vm_uuid}"

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from sendense.repository.v1 import layer_pb2_grpc, point_pb2_grpc, repository_pb2_grpc
+from sendense.repository.v1 import layer_pb2_grpc, maintenance_pb2_grpc, point_pb2_grpc, repository_pb2_grpc
 from sendense_db.engine import Database
 from sendense_repository.config import RepositorySettings
+from sendense_repository.maintenance_servicer import MaintenanceServicer
 from sendense_repository.servicer import LayerServicer, PointServicer, RepositoryServicer
 from sendense_repository.unbroken import Unbroken
 from sendense_repository.wiring import build_parts
@@ -22,7 +23,7 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
     """Opens the catalogue and the repositories, and yields the service."""
     database = Database(settings.catalogue_url)
     unbroken = Unbroken()
-    parts = build_parts(database, settings.reserve_bytes)
+    parts = build_parts(database, settings.reserve_bytes, settings.work_dir)
     try:
         await parts.start(settings.local_root)
         yield Service(
@@ -43,10 +44,16 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                     PointServicer(parts.points, parts.chains, parts.deleter, unbroken),
                     point_pb2_grpc.add_PointServiceServicer_to_server,
                 ),
+                Servicer(
+                    "sendense.repository.v1.MaintenanceService",
+                    MaintenanceServicer(parts.deleter, parts.operations, unbroken),
+                    maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server,
+                ),
             ],
             check=parts.check,
         )
     finally:
+        await parts.operations.stop()
         await unbroken.drain()
         parts.journals.close_all()
         await database.close()

@@ -13,9 +13,10 @@ import structlog
 
 from sendense_repository import layout, pointfile
 from sendense_repository.documents import DocumentError
-from sendense_repository.errors import RepositoryUnusable
+from sendense_repository.errors import LayerDamaged, RepositoryUnusable
+from sendense_repository.merging import remove_merge
 from sendense_repository.records import LayerRecord, RepositoryRecord
-from sendense_repository.removal import remove_point
+from sendense_repository.removal import remove_points
 from sendense_repository.steps import StepObserver, log_step
 from sendense_repository.store import Catalogue
 
@@ -31,9 +32,7 @@ class Reconciler:
 
     async def reconcile_vm(self, repository: RepositoryRecord, vm_uuid: str) -> None:
         """Finishes a VM's deletions and commits. The caller holds the VM's lock and has seen the root's marker."""
-        for point in await self._catalogue.points.deleting():
-            if point.repository_id == repository.repository_id and point.vm_uuid == vm_uuid:
-                await remove_point(self._catalogue, repository.path, point, self._observe)
+        await self._finish_deletions(repository, vm_uuid)
         known = await self._catalogue.points.known_ids(repository.repository_id, vm_uuid)
         names = await asyncio.to_thread(pointfile.point_ids, repository.path, vm_uuid)
         found = []
@@ -45,6 +44,25 @@ class Reconciler:
                 log.warning("a points file cannot be read", path=str(path), error=str(error))
         for unknown in sorted(found, key=lambda each: each.record.sequence):
             await self._adopt(repository, vm_uuid, unknown)
+
+    async def _finish_deletions(self, repository: RepositoryRecord, vm_uuid: str) -> None:
+        points = [
+            point
+            for point in await self._catalogue.points.deleting()
+            if (point.repository_id, point.vm_uuid) == (repository.repository_id, vm_uuid)
+        ]
+        try:
+            await remove_points(self._catalogue, repository.path, points, self._observe)
+        except LayerDamaged as error:
+            # Nothing was removed, so what is kept can still be read.
+            log.exception("a deletion cannot be finished", backup_ids=[each.backup_id for each in points], error=error)
+
+    async def remove_leftovers(self, repository: RepositoryRecord, vm_uuid: str) -> None:
+        """Removes merges that a crash interrupted before their deletion began; only when none is being made."""
+        if any(point.vm_uuid == vm_uuid for point in await self._catalogue.points.deleting()):
+            return
+        for layer in await self._catalogue.layers.of_vm(repository.repository_id, vm_uuid):
+            await asyncio.to_thread(remove_merge, layer.files(repository.path))
 
     async def _adopt(self, repository: RepositoryRecord, vm_uuid: str, point: pointfile.PointFile) -> None:
         record = point.record
@@ -66,6 +84,7 @@ class Reconciler:
         }
         for vm_uuid in sorted(directories | deleting):
             await self.reconcile_vm(repository, vm_uuid)
+            await self.remove_leftovers(repository, vm_uuid)
 
 
 def _belongs(layer: LayerRecord, point: pointfile.PointFile) -> bool:

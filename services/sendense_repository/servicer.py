@@ -180,9 +180,11 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
     async def DeletePoint(self, request: point_pb2.DeletePointRequest, context: Any) -> point_pb2.DeletePointResponse:
         """Removes a restore point."""
         del context
-        work = self._deleter.delete(
-            convert.holder(request.holder), request.backup_id, cascade=request.cascade, dry_run=request.dry_run
-        )
+        if request.dry_run:
+            plan = await self._deleter.plan([request.backup_id], cascade=request.cascade)
+            plan.require_free()
+            return point_pb2.DeletePointResponse(backup_ids=plan.backup_ids, freed_bytes=plan.freed_bytes)
+        work = self._deleter.delete(convert.holder(request.holder), [request.backup_id], cascade=request.cascade)
         deletion = await self._unbroken.run(work)
         return point_pb2.DeletePointResponse(backup_ids=deletion.backup_ids, freed_bytes=deletion.freed_bytes)
 

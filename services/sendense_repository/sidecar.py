@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from sendense_repository import documents
 from sendense_repository.layout import CLUSTER_SIZE, LayerFiles
 from sendense_repository.parentage import SIDECAR_KIND
@@ -9,7 +13,12 @@ from sendense_repository.records import LayerRecord
 
 
 def encode_sidecar(
-    layer: LayerRecord, parent: LayerRecord | None, files: LayerFiles, metadata_marks: str
+    layer: LayerRecord,
+    parent: LayerRecord | None,
+    files: LayerFiles,
+    metadata_marks: str,
+    *,
+    supersedes: Sequence[str] = (),
 ) -> tuple[bytes, str]:
     """Returns a sidecar's bytes and its digest.
 
@@ -18,15 +27,19 @@ def encode_sidecar(
         parent: The layer below, None for a full.
         files: Where it lies.
         metadata_marks: Of the image's tables (`qcow2_metadata`).
+        supersedes: Digests of the sidecars that the layer had before layers below were merged into it, oldest first.
+            Points files and sidecars above go on naming them.
     """
     if layer.sealed_at is None:
         raise ValueError(f"layer {layer.layer_id} has no time of its seal")
     below = None
     if parent is not None:
         below = {"layer_id": parent.layer_id, "name": parent.name, "digest": parent.digest}
+    earlier = {"supersedes": list(supersedes)} if supersedes else {}
     return documents.encode(
         SIDECAR_KIND,
         {
+            **earlier,
             "layer_id": layer.layer_id,
             "repository_id": layer.repository_id,
             "vm_uuid": layer.vm_uuid,
@@ -51,3 +64,8 @@ def encode_sidecar(
             "sealed_at": layer.sealed_at.isoformat(),
         },
     )
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Returns a sidecar's members; raises as `documents.read`."""
+    return documents.read(path, SIDECAR_KIND)

@@ -29,6 +29,18 @@ SEAL_STEPS = (
 )
 COMMIT_STEPS = ("point-file", "point-row")
 DELETE_STEPS = ("delete-intent", "point-file-removed", "layer-files-removed", "delete-row")
+BUILD_STEPS = (
+    "merge-target",
+    "merge-copied",
+    "merge-checked",
+    "merge-proved",
+    "merge-journal",
+    "merge-synced",
+    "merge-ready",
+)
+SWAP_STEPS = ("swap-admitted", "swap-image", "swap-journal", "swap-sidecar", "swap-row")
+CONSOLIDATE_STEPS = (*BUILD_STEPS, DELETE_STEPS[0], *SWAP_STEPS, *DELETE_STEPS[1:])
+"""A deletion that merges, in its order: before `delete-intent` nothing is changed, from then on it is finished."""
 
 
 def log_step(step: str) -> None:

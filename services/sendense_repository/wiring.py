@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from sendense_repository.errors import RepositoryUnusable
 from sendense_repository.journals import OpenJournals
 from sendense_repository.layer import LayerDesk
 from sendense_repository.locks import NamedLocks
+from sendense_repository.operations import Operations
 from sendense_repository.point import PointDesk
 from sendense_repository.reconcile import Reconciler
 from sendense_repository.registry import Registry
@@ -41,6 +44,8 @@ class Parts:
     points: PointDesk
     chains: ChainViewer
     deleter: Deleter
+    operations: Operations
+    work_dir: Path
 
     async def start(self, default_root: Path) -> None:
         """Registers the default repository and finishes what a crash interrupted; a repository that is not there waits.
@@ -48,6 +53,7 @@ class Parts:
         Raises:
             RepositoryUnusable: The default repository is not registered and its directory cannot keep backups.
         """
+        await asyncio.to_thread(_make_empty, self.work_dir)
         await self.registry.ensure_default(default_root)
         for record in await self.catalogue.repositories.all():
             try:
@@ -64,6 +70,7 @@ class Parts:
 def build_parts(
     database: Database,
     reserve_bytes: int,
+    work_dir: Path,
     *,
     sync: Callable[[Path], None] = durable.sync_file,
     observe: StepObserver = log_step,
@@ -73,6 +80,7 @@ def build_parts(
     Args:
         database: The catalogue's database, its tables made.
         reserve_bytes: Room that is never used.
+        work_dir: Folder of our own with a short path, for the sockets of merges; emptied by `Parts.start`.
         sync: Makes an image durable when it is sealed.
         observe: Told of each step that changes storage.
     """
@@ -82,6 +90,7 @@ def build_parts(
     journals = OpenJournals()
     reconciler = Reconciler(catalogue, observe)
     layers = LayerDesk(catalogue, registry, locks, journals, reconciler)
+    deleter = Deleter(catalogue, registry, locks, reconciler, work_dir, sync=sync, observe=observe)
     return Parts(
         catalogue=catalogue,
         registry=registry,
@@ -92,5 +101,13 @@ def build_parts(
         sealer=Sealer(catalogue, registry, locks, journals, layers, sync=sync, observe=observe),
         points=PointDesk(catalogue, registry, locks, reconciler, observe),
         chains=ChainViewer(catalogue, registry),
-        deleter=Deleter(catalogue, registry, locks, reconciler, observe),
+        deleter=deleter,
+        operations=Operations(catalogue, deleter),
+        work_dir=work_dir,
     )
+
+
+def _make_empty(work_dir: Path) -> None:
+    """Makes the folder for sockets of merges; what an earlier run left in it goes."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(mode=0o700, parents=True)

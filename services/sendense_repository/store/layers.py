@@ -86,6 +86,21 @@ class Layers:
             sealed_at=record.sealed_at,
         )
 
+    async def record_merge(self, record: LayerRecord) -> None:
+        """Keeps what a layer became when the layers below were merged into it."""
+        await self._update(
+            record.layer_id,
+            backup_type=record.backup_type,
+            parent_layer_id=record.parent_layer_id,
+            areas_digest=record.areas_digest,
+            area_count=record.area_count,
+            area_bytes=record.area_bytes,
+            journal_digest=record.journal_digest,
+            metadata_digest=record.metadata_digest,
+            digest=record.digest,
+            stored_bytes=record.stored_bytes,
+        )
+
     async def poison(self, layer_id: str, finding: str) -> None:
         """Makes a layer unusable for good."""
         await self._update(layer_id, poison=finding)

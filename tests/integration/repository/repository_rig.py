@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -108,11 +110,13 @@ class Rig:
         self.scratch = home / "scratch"
         self.scratch.mkdir(parents=True)
         self.database = Database(f"sqlite+aiosqlite:///{home / 'db.sqlite'}")
-        self.parts: Parts = build_parts(self.database, 0)
+        # A socket's path must be short, a test's own folder need not be.
+        self.work_dir = Path(tempfile.mkdtemp(prefix="rig-"))
+        self.parts: Parts = build_parts(self.database, 0, self.work_dir)
         self.kill_at = ""
 
     async def start(self, sync: Callable[[Path], None] = durable.sync_file, reserve: int = 0) -> None:
-        self.parts = build_parts(self.database, reserve, sync=sync, observe=self._observe)
+        self.parts = build_parts(self.database, reserve, self.work_dir, sync=sync, observe=self._observe)
         await self.parts.start(self.root)
 
     async def restart(self, sync: Callable[[Path], None] = durable.sync_file) -> None:
@@ -215,5 +219,7 @@ async def open_rig(home: Path) -> AsyncIterator[Rig]:
     try:
         yield rig
     finally:
+        await rig.parts.operations.stop()
         rig.parts.journals.close_all()
         await rig.database.close()
+        shutil.rmtree(rig.work_dir)

@@ -135,10 +135,10 @@ async def test_a_delete_is_finished_after_death_at_any_step(rig: Rig, step: str,
     layers, disks = await rig.chain_of(3)
     rig.kill_at = step
     with pytest.raises(Killed):
-        await rig.parts.deleter.delete(Holder("delete-1", 1), "job-1", cascade=True, dry_run=False)
+        await rig.parts.deleter.delete(Holder("delete-1", 1), ["job-1"], cascade=True)
     if how == "again":
         rig.kill_at = ""
-        await rig.parts.deleter.delete(Holder("delete-1", 2), "job-1", cascade=True, dry_run=False)
+        await rig.parts.deleter.delete(Holder("delete-1", 2), ["job-1"], cascade=True)
     else:
         await rig.restart()
 
@@ -161,7 +161,7 @@ async def test_a_half_deleted_point_is_never_seen_as_whole(rig: Rig, step: str) 
     await rig.backup("job-0", noise(SIZE, 1))
     rig.kill_at = step
     with pytest.raises(Killed):
-        await rig.parts.deleter.delete(Holder("delete-1", 1), "job-0", cascade=False, dry_run=False)
+        await rig.parts.deleter.delete(Holder("delete-1", 1), ["job-0"], cascade=False)
 
     with pytest.raises(PointNotFound):
         await rig.parts.points.get("job-0")

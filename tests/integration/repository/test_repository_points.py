@@ -14,7 +14,6 @@ from repository_rig import CLUSTER, CONTEXT, SIZE, VM, Rig, noise, open_rig, ope
 from sendense_blockio.extents import Extent
 from sendense_repository.errors import (
     ForeignLayer,
-    HasDependants,
     InvalidValue,
     LayerDamaged,
     LayerNotSealed,
@@ -103,7 +102,7 @@ async def test_the_order_of_points_is_by_sequence_and_survives_deletion(rig: Rig
     disk = noise(SIZE, 1)
     await rig.backup("job-0", disk)
     await rig.backup("job-1", disk)
-    await rig.parts.deleter.delete(DELETE, "job-1", cascade=False, dry_run=False)
+    await rig.parts.deleter.delete(DELETE, ["job-1"], cascade=False)
 
     await rig.backup("job-2", disk)
 
@@ -116,10 +115,10 @@ async def test_deleting_the_newest_point_gives_its_parent_back_to_the_next_incre
     others = {name: digest for name, digest in tree(rig.root).items() if "job-2" not in name}
     gone = {str(path.relative_to(rig.root)) for path in layers[2].layer.files(rig.root).all}
 
-    told = await rig.parts.deleter.delete(DELETE, "job-2", cascade=False, dry_run=True)
+    told = await rig.parts.deleter.plan(["job-2"], cascade=False)
     assert (await rig.parts.points.get("job-2")).point.backup_id == "job-2"
-    done = await rig.parts.deleter.delete(DELETE, "job-2", cascade=False, dry_run=False)
-    repeated = await rig.parts.deleter.delete(DELETE, "job-2", cascade=False, dry_run=False)
+    done = await rig.parts.deleter.delete(DELETE, ["job-2"], cascade=False)
+    repeated = await rig.parts.deleter.delete(DELETE, ["job-2"], cascade=False)
 
     assert told.backup_ids == done.backup_ids == ["job-2"]
     assert 0 < told.freed_bytes <= done.freed_bytes
@@ -130,18 +129,15 @@ async def test_deleting_the_newest_point_gives_its_parent_back_to_the_next_incre
     assert (await rig.parts.points.latest("local", VM)).point.previous_backup_id == "job-1"
 
 
-async def test_a_point_with_dependants_is_only_deleted_with_them(rig: Rig) -> None:
+async def test_cascade_deletes_a_point_with_those_that_build_on_it(rig: Rig) -> None:
     layers, disks = await rig.chain_of(3)
     before = tree(rig.root)
-    for dry_run in (True, False):
-        with pytest.raises(HasDependants) as refused:
-            await rig.parts.deleter.delete(DELETE, "job-1", cascade=False, dry_run=dry_run)
-        assert refused.value.dependants == ("job-2",)
+    told = await rig.parts.deleter.plan(["job-1"], cascade=True)
     assert tree(rig.root) == before
 
-    done = await rig.parts.deleter.delete(DELETE, "job-1", cascade=True, dry_run=False)
+    done = await rig.parts.deleter.delete(DELETE, ["job-1"], cascade=True)
 
-    assert done.backup_ids == ["job-2", "job-1"]
+    assert told.backup_ids == done.backup_ids == ["job-2", "job-1"]
     assert rig.content(layers[0]) == disks[0]
 
 
@@ -158,10 +154,9 @@ async def test_a_point_of_several_disks_takes_with_it_whatever_builds_on_any_of_
     third = await rig.sealed("job-2", disk, [Extent(0, CLUSTER)], name="a", parent=second[0].layer.layer_id)
     await rig.commit("job-2", third)
 
-    with pytest.raises(HasDependants) as refused:
-        await rig.parts.deleter.delete(DELETE, "job-0", cascade=False, dry_run=False)
+    told = await rig.parts.deleter.plan(["job-0"], cascade=True)
 
-    assert refused.value.dependants == ("job-2", "job-1")
+    assert told.backup_ids == ["job-2", "job-1", "job-0"]
 
 
 async def test_a_leased_point_and_what_is_below_it_stay(rig: Rig) -> None:
@@ -170,15 +165,15 @@ async def test_a_leased_point_and_what_is_below_it_stay(rig: Rig) -> None:
     lease = await rig.parts.points.lease("job-1", "mount-7", 60)
     assert (lease.expires_at - datetime.now(UTC)).total_seconds() == pytest.approx(60, abs=10)
 
-    for backup_id in ("job-1", "job-0"):
+    for backup_id, cascade in (("job-1", True), ("job-0", True), ("job-0", False)):
         with pytest.raises(PointLeased) as refused:
-            await rig.parts.deleter.delete(DELETE, backup_id, cascade=True, dry_run=False)
+            await rig.parts.deleter.delete(DELETE, [backup_id], cascade=cascade)
         assert refused.value.holders == ("mount-7",)
     assert tree(rig.root) == before
 
     await rig.parts.points.release("job-1", "mount-7")
     await rig.parts.points.release("job-1", "mount-7")
-    await rig.parts.deleter.delete(DELETE, "job-0", cascade=True, dry_run=False)
+    await rig.parts.deleter.delete(DELETE, ["job-0"], cascade=True)
     with pytest.raises(PointNotFound):
         await rig.parts.points.lease("job-1", "mount-8", 60)
 
@@ -189,8 +184,8 @@ async def test_a_lease_runs_out_but_an_open_image_still_keeps_the_point(rig: Rig
     with opened_by_qemu(rig.image(full), short_tmp / "n", "-r"):
         await asyncio.sleep(1.1)
         with pytest.raises(PointLeased, match="qemu process"):
-            await rig.parts.deleter.delete(DELETE, "job-0", cascade=False, dry_run=False)
-    await rig.parts.deleter.delete(DELETE, "job-0", cascade=False, dry_run=False)
+            await rig.parts.deleter.delete(DELETE, ["job-0"], cascade=False)
+    await rig.parts.deleter.delete(DELETE, ["job-0"], cascade=False)
 
 
 async def test_a_point_that_a_running_backup_builds_on_is_not_deleted(rig: Rig) -> None:
@@ -198,11 +193,11 @@ async def test_a_point_that_a_running_backup_builds_on_is_not_deleted(rig: Rig) 
     running = await rig.layer("job-1", parent=full.layer.layer_id)
 
     with pytest.raises(PointLeased) as refused:
-        await rig.parts.deleter.delete(DELETE, "job-0", cascade=True, dry_run=False)
+        await rig.parts.deleter.delete(DELETE, ["job-0"], cascade=True)
 
     assert refused.value.holders == ("job-1",)
     await rig.parts.layers.discard(Holder("job-1", 1), running.layer.layer_id)
-    await rig.parts.deleter.delete(DELETE, "job-0", cascade=True, dry_run=False)
+    await rig.parts.deleter.delete(DELETE, ["job-0"], cascade=True)
 
 
 async def test_sealed_bytes_never_change_again(rig: Rig) -> None:
@@ -211,7 +206,7 @@ async def test_sealed_bytes_never_change_again(rig: Rig) -> None:
 
     await rig.backup("job-2", disks[1], [Extent(0, CLUSTER)], layers[1].layer.layer_id)
     await rig.backup("job-3", disks[1])
-    await rig.parts.deleter.delete(DELETE, "job-2", cascade=True, dry_run=False)
+    await rig.parts.deleter.delete(DELETE, ["job-2"], cascade=True)
     await rig.restart()
 
     after = tree(rig.root)
