@@ -30,8 +30,8 @@ def list_vms(json_: Json = False) -> None:
     if json_:
         print_json(answer)
         return
-    rows = [[v.vm_name, v.power_state, v.latest_backup_id or "–", v.inventory_path, v.vm_uuid] for v in answer.vms]
-    print_table(["VM", "POWER", "LATEST BACKUP", "INVENTORY", "UUID"], rows, "No VMs are known.")
+    rows = [[v.vm_name, v.power_state, v.latest_backup_id or "–", v.inventory_path] for v in answer.vms]
+    print_table(["VM", "POWER", "LATEST BACKUP", "INVENTORY"], rows, "No VMs are known.")
 
 
 @repository.command("list")

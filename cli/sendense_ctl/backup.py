@@ -16,7 +16,18 @@ from sendense_ctl import files
 from sendense_ctl.completion import backup_ids, guest_paths, mount_ids, vm_names
 from sendense_ctl.connection import open_gateway
 from sendense_ctl.failures import ExitCode, LocalError
-from sendense_ctl.output import console, duration, moment, print_error, print_json, print_table, printable, size
+from sendense_ctl.output import (
+    age,
+    console,
+    duration,
+    moment,
+    print_error,
+    print_facts,
+    print_json,
+    print_table,
+    printable,
+    size,
+)
 from sendense_ctl.progress import FINAL, follow
 
 app = typer.Typer(no_args_is_help=True, help="Start backups, look at them, get files back.")
@@ -85,8 +96,8 @@ def _show_outcome(backup: backup_pb2.Backup, *, json_: bool) -> None:
         console.print(
             f"[green]completed[/]: {backup.backup_type}, {size(backup.bytes_transferred)} in {duration(seconds)}"
         )
-        for disk in backup.disks:
-            console.print(f"  {printable(disk.label)}: {disk.backup_type} ({printable(disk.reason)}), {disk.path}")
+        rows = [[d.label, d.backup_type, size(d.bytes_transferred), d.reason] for d in backup.disks]
+        print_table(["DISK", "TYPE", "MOVED>", "WHY"], rows, "No disks.")
     elif backup.status in FINAL:
         print_error(f"backup {backup.backup_id} is {backup.status}: {backup.error_message}", reason=backup.error_reason)
     if backup.status in ("failed", "cancelled"):
@@ -134,19 +145,19 @@ def get(backup_id: BackupId, json_: Json = False) -> None:
         print_json(backup)
         return
     facts = [
-        ["backup", backup.backup_id],
-        ["vm", backup.vm_name],
-        ["type", backup.backup_type],
-        ["status", backup.status + (f" ({backup.progress.phase})" if backup.progress.phase else "")],
-        ["builds on", backup.parent_backup_id or "–"],
-        ["repository", f"{backup.repository}: {backup.repository_path}"],
-        ["moved", f"{size(backup.bytes_transferred)} of {size(backup.total_bytes)}"],
-        ["created", moment(backup.created_at)],
-        ["ended", moment(backup.completed_at)],
-        *([["error", f"{backup.error_message} [{backup.error_reason}]"]] if backup.error_message else []),
+        ("backup", backup.backup_id),
+        ("vm", backup.vm_name),
+        ("type", backup.backup_type),
+        ("status", backup.status + (f" ({backup.progress.phase})" if backup.progress.phase else "")),
+        ("builds on", backup.parent_backup_id or "–"),
+        ("repository", f"{backup.repository}: {backup.repository_path}"),
+        ("moved", f"{size(backup.bytes_transferred)} of {size(backup.total_bytes)}"),
+        ("created", moment(backup.created_at)),
+        ("ended", moment(backup.completed_at)),
     ]
-    for name, value in facts:
-        console.print(f"{name:>10}  {printable(value)}", markup=False)
+    if backup.error_message:
+        facts.append(("error", f"{backup.error_message} [{backup.error_reason}]"))
+    print_facts(facts)
     rows = [
         [d.label, d.backup_type, d.status, size(d.capacity_bytes), size(d.bytes_transferred), d.reason]
         for d in backup.disks
@@ -164,16 +175,20 @@ def chain(vm: Vm, json_: Json = False) -> None:
     if json_:
         print_json(answer)
         return
+    from rich.markup import escape
     from rich.tree import Tree
 
-    tree = Tree(f"{printable(answer.vm_name)}, {size(answer.total_size_bytes)} in all")
+    tree = Tree(f"{escape(printable(answer.vm_name))}, {size(answer.total_size_bytes)} in all")
     for one in answer.chains:
         state = "current" if one.current else "older"
-        branch = tree.add(f"disk {one.disk_id}: {one.total_backups} layers, {size(one.total_size_bytes)} ({state})")
+        disk = tree.add(f"disk {one.disk_id}: {one.total_backups} layers, {size(one.total_size_bytes)} ({state})")
+        full = disk
         for layer in one.layers:
-            branch = branch.add(
-                f"{layer.backup_type:<11} {layer.backup_id}  {size(layer.size_bytes)}  {moment(layer.created_at)}"
+            # Increments stand side by side below their full: each builds on the one above it.
+            branch = (disk if layer.backup_type == "full" else full).add(
+                f"{layer.backup_id} [dim]{layer.backup_type}, {size(layer.size_bytes)}, {age(layer.created_at)}[/]"
             )
+            full = branch if layer.backup_type == "full" else full
     console.print(tree)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ MOUNT_SECONDS = 120.0
 """A mount under emulation takes up to 10 s; a journal to replay more."""
 
 _CHUNK = 1 << 20
+_POLL_SECONDS = 0.5
 
 
 def mount(gateway: Gateway, backup_id: str) -> restore_pb2.Mount:
@@ -25,6 +27,16 @@ def mount(gateway: Gateway, backup_id: str) -> restore_pb2.Mount:
         stub = restore_pb2_grpc.RestoreServiceStub(channel)
         request = restore_pb2.MountBackupRequest(backup_id=backup_id, mode="read-only")
         mounted: restore_pb2.Mount = gateway.call(stub.MountBackup, request, timeout=MOUNT_SECONDS)
+        while mounted.state == "mounting":
+            time.sleep(_POLL_SECONDS)
+            mounted = gateway.call(stub.GetMount, restore_pb2.GetMountRequest(mount_id=mounted.mount_id))
+        if mounted.state == "failed":
+            raise RemoteError(
+                mounted.error_message,
+                kind=Kind.FAILED_PRECONDITION,
+                reason=mounted.error_reason or "MOUNT_FAILED",
+                help="",
+            )
         return mounted
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import humanize
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)
+
+_LEAST_WIDTH = 20
+"""Columns of the terminal that the last column of a table gets at least, when it needs so many."""
+
+_NARROW = 60
+"""Below so many columns a value of ordinary length does not fit beside its name."""
 
 
 def as_json(message: Message) -> dict[str, Any]:
@@ -36,18 +45,48 @@ def print_json(message: Message | dict[str, Any]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """Prints rows that fit the terminal, or `empty` when there are none. Columns that end in `>` are right-aligned."""
+    """Prints rows, or `empty` when there are none; where a table would not fit the terminal, a block of lines each.
+
+    Columns that end in `>` are right-aligned. The last one may be folded; the others stay in one piece, above all the
+    first, which is what people copy into the next command.
+    """
     if not rows:
         console.print(empty)
         return
+    names = [column.rstrip(">") for column in columns]
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(text) for text in texts) for texts in zip(names, *shown, strict=True)]
+    last = min(widths[-1], _LEAST_WIDTH)
+    if sum(widths[:-1]) + last + 2 * (len(widths) - 1) > console.width:
+        for row in shown:
+            console.print(Text(row[0], style="bold"), soft_wrap=True)
+            print_facts(list(zip(names[1:], row[1:], strict=True)), indent=2)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # The first column is what people copy into the next command: it stays in one piece.
         justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
-        table.add_column(column.rstrip(">"), justify=justify, overflow="fold", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
+        table.add_column(names[number], justify=justify, overflow="fold", no_wrap=number < len(columns) - 1)
+    for row in shown:
+        table.add_row(*map(escape, row))
     console.print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, str]], indent: int = 0) -> None:
+    """Prints a line for each name and value; long values are folded, on a narrow terminal they stand below their name."""
+    shown = [(name.lower(), printable(value)) for name, value in facts]
+    label = max(cell_len(name) for name, _ in shown)
+    if console.width < _NARROW:
+        for name, value in shown:
+            fits = indent + label + 2 + cell_len(value) <= console.width
+            beside = f"{name:<{label}}  {value}" if fits else f"{name}\n{' ' * (indent + 2)}{value}"
+            console.print(Text(" " * indent + beside), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for name, value in shown:
+        grid.add_row(name, escape(value))
+    console.print(Padding(grid, (0, 0, 0, indent)))
 
 
 def print_error(message: str, help_: str = "", reason: str = "") -> None:
@@ -73,6 +112,11 @@ def moment(stamp: Timestamp) -> str:
     if not stamp.seconds:
         return "–"
     return datetime.fromtimestamp(stamp.seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age(stamp: Timestamp) -> str:
+    """Returns how long ago a moment was: `2 hours ago`."""
+    return humanize.naturaltime(datetime.now(UTC) - datetime.fromtimestamp(stamp.seconds, UTC))
 
 
 def duration(seconds: float) -> str:
