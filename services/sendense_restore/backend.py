@@ -1,4 +1,9 @@
-"""The port behind which a restore point's disks become a directory tree; `kernel_backend` is its adapter."""
+"""The port behind which the volumes of a restore point become directories; two adapters pass one contract suite.
+
+`kernel_backend` lets the host's kernel read the guest's file systems; `guestfs_backend` lets a micro-VM do it, which
+also opens LVM, LUKS and software RAID. What is the same for both (overlays, probing, one tree out of many volumes)
+is `mounter`'s.
+"""
 
 from __future__ import annotations
 
@@ -27,46 +32,62 @@ class Disk:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Tree:
-    """A mounted restore point.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a back end made of a point's volumes.
 
     Attributes:
-        root: Directory on the host that is the guest's root.
-        volumes: What was found on the disks.
-        volume_roots: For each mounted volume's name, its own root directory on the host.
-        operating_system: From os-release; empty when not known.
-        lost: Done when the storage below has gone, with what happened.
+        volumes: All of them, with an error where one is not mounted; those that are made of others come after them.
+        roots: For each mounted volume's name, its own root directory on the host.
+        notes: What a person should know, such as that it is slow.
+        lost: Done when what serves them has ended, with what happened; None where nothing can.
     """
 
-    root: Path
     volumes: tuple[Volume, ...]
-    volume_roots: Mapping[str, Path]
-    operating_system: str
-    lost: asyncio.Future[str]
+    roots: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+    lost: asyncio.Future[str] | None = None
 
 
 class Backend(Protocol):
-    """Mounts restore points. What it makes lies in the mount's place, and is found there after a crash."""
+    """Mounts volumes read-only. What it makes lies in the mount's place, and is found there after a crash."""
 
     @property
     def name(self) -> str:
         """`kernel` or `guestfs`."""
 
-    async def mount(self, backup_id: str, disks: Sequence[Disk], place: Place) -> Tree:
-        """Mounts all disks of a point.
+    async def open(self, volumes: Sequence[Volume], place: Place, passphrases: Sequence[str]) -> Opened:
+        """Mounts what can be mounted of the volumes, whose disks are exported as `place.image(disk_id)`.
+
+        Args:
+            volumes: What was found on the disks.
+            place: The mount's paths; its directories exist.
+            passphrases: For encrypted volumes; never stored, logged or shown to other users of the host.
 
         Raises:
-            MountFailed: It cannot be done; nothing is left.
-            NoFileSystem: There is nothing to mount; nothing is left.
+            BackendError: It cannot be done at all. `close` is called in any case.
         """
 
-    async def users(self, place: Place) -> list[str]:
-        """Returns the processes of this host that use the mount, for people."""
+    async def close(self, place: Place) -> None:
+        """Ends what `open` made, or whatever there is of it; no error when there is nothing.
 
-    async def unmount(self, place: Place) -> None:
-        """Undoes a mount, or whatever there is of one, with everything it made; users are cut off.
+        The directories in `Opened.roots` may still be mounted; nobody uses them any more.
 
         Raises:
-            TeardownError: Something could not be undone; calling again tries again.
+            ProgramError: Something could not be undone; calling again tries again.
+            OSError: As well.
         """
+
+
+class BackendError(Exception):
+    """A back end cannot work at all on this machine or with these disks.
+
+    Attributes:
+        problem: What is in the way.
+        help: What the caller may do.
+    """
+
+    def __init__(self, problem: str, help_: str = "") -> None:
+        self.problem = problem
+        self.help = help_
+        super().__init__(problem)

@@ -42,4 +42,8 @@ class PointClients:
         """Returns a restore point, see `points.Points`."""
         point = await self._repository.call(self._points.GetPoint, point_pb2.GetPointRequest(backup_id=backup_id))
         disks = (Disk(layer.disk_id, Path(layer.path), layer.virtual_size_bytes) for layer in point.layers)
-        return RestorePoint(point.backup_id, tuple(sorted(disks, key=lambda disk: disk.disk_id)))
+        damage = ""
+        if point.integrity.state == "corrupt":
+            findings = [f"disk {found.disk_id}: {found.finding or found.part}" for found in point.integrity.damages[:3]]
+            damage = "; ".join(findings) or "its last verification found it corrupt"
+        return RestorePoint(point.backup_id, tuple(sorted(disks, key=lambda disk: disk.disk_id)), damage)

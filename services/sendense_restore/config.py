@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -30,6 +31,18 @@ class RestoreSettings(ServiceSettings):
     )
     mount_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Most time for one file system to be mounted, its journal replayed."
+    )
+
+    backend: Literal["auto", "kernel", "guestfs"] = Field(
+        default="auto",
+        description="Which back end mounts: auto takes the kernel where it can open all, else guestfs; with guestfs "
+        "the host's kernel never reads a guest's file system.",
+    )
+    guestfs_acceleration: Literal["auto", "kvm", "emulate"] = Field(
+        default="auto", description="Whether guestfs' micro-VM runs on KVM; auto tries it once, then emulates."
+    )
+    guestfs_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="Most time for guestfs' micro-VM to start and mount all volumes."
     )
 
     @property

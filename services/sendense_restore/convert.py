@@ -5,10 +5,12 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sendense.restore.v1 import restore_pb2
-from sendense_restore.listing import Entry, Page
+from sendense_restore.entries import Entry
+from sendense_restore.listing import Page
 from sendense_restore.mount import Mount
 from sendense_restore.names import escape
 from sendense_restore.paths import GuestPath
+from sendense_restore.search import Found
 from sendense_restore.volume import Volume
 
 _SECOND_NS = 1_000_000_000
@@ -16,20 +18,26 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999, which a Timestamp can hold; a guest's clock may have been anywhere."""
 
 
-def mount_message(mount: Mount, backend: str) -> restore_pb2.Mount:
+def mount_message(mount: Mount) -> restore_pb2.Mount:
     """Returns the message of a mount."""
     message = restore_pb2.Mount(
         mount_id=mount.mount_id,
         mount_path=str(mount.place.root),
         backup_id=mount.backup_id,
         state=mount.state,
-        backend=backend,
+        backend=mount.wish.backend,
     )
     message.created_at.FromDatetime(mount.created_at)
     message.expires_at.FromDatetime(mount.expires_at)
     if mount.tree is not None:
         message.volumes.extend(_volume_message(volume) for volume in mount.tree.volumes)
         message.operating_system = mount.tree.operating_system
+        message.backend = mount.tree.backend
+        message.backend_reason = mount.tree.backend_reason
+        message.notes.extend(mount.tree.notes)
+    if mount.error is not None:
+        message.error_reason = mount.error.reason
+        message.error_message = mount.error.message
     return message
 
 
@@ -44,6 +52,7 @@ def _volume_message(volume: Volume) -> restore_pb2.Volume:
         size_bytes=volume.size_bytes,
         guest_path=volume.guest_path,
         error=volume.error,
+        device=volume.device,
     )
 
 
@@ -51,12 +60,19 @@ def page_message(path: GuestPath, page: Page) -> restore_pb2.ListFilesResponse:
     """Returns the message of a page of a directory."""
     return restore_pb2.ListFilesResponse(
         path=path.display,
-        entries=[_entry_message(entry) for entry in page.entries],
+        entries=[entry_message(entry) for entry in page.entries],
         next_page_token=page.next_token,
     )
 
 
-def _entry_message(entry: Entry) -> restore_pb2.FileEntry:
+def search_message(found: Found) -> restore_pb2.SearchFilesResponse:
+    """Returns the message of a search."""
+    entries = [entry_message(entry, path) for entry, path in found.entries]
+    return restore_pb2.SearchFilesResponse(entries=entries, truncated=found.truncated, examined=found.examined)
+
+
+def entry_message(entry: Entry, path: str = "") -> restore_pb2.FileEntry:
+    """Returns the message of a file."""
     return restore_pb2.FileEntry(
         name=escape(entry.name),
         type=entry.kind,
@@ -66,6 +82,12 @@ def _entry_message(entry: Entry) -> restore_pb2.FileEntry:
         gid=entry.gid,
         modified_at=_timestamp(entry.modified_ns),
         link_target=escape(entry.link_target),
+        raw_name=entry.name,
+        accessed_at=_timestamp(entry.accessed_ns),
+        changed_at=_timestamp(entry.changed_ns),
+        allocated_bytes=entry.allocated_bytes,
+        links=entry.links,
+        path=path,
     )
 
 

@@ -125,6 +125,66 @@ class NoFileSystem(SendenseError):
         )
 
 
+class VolumeLocked(SendenseError):
+    """All that the restore point holds is encrypted, and nothing that was given opens it."""
+
+    def __init__(self, backup_id: str, volumes: Sequence[str], *, tried: bool) -> None:
+        self.backup_id = backup_id
+        self.volumes = tuple(volumes)
+        what = "no passphrase that was given opens" if tried else "a passphrase is needed for"
+        super().__init__(
+            f"{backup_id} is encrypted: {what} {', '.join(volumes)}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="VOLUME_LOCKED",
+            help="Mount it with the volume's passphrase; it is used once and never stored.",
+            metadata={"backup_id": backup_id, "volumes": ",".join(volumes)[:256]},
+        )
+
+
+class BackendNotAllowed(SendenseError):
+    """The administrator requires another back end."""
+
+    def __init__(self, asked: str, required: str) -> None:
+        self.asked = asked
+        self.required = required
+        super().__init__(
+            f"the back end {asked} is not allowed here: {required} is required",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="BACKEND_NOT_ALLOWED",
+            help="Leave the back end out of the request, or have SENDENSE_RESTORE_BACKEND changed.",
+            metadata={"required": required},
+        )
+
+
+class PointDamaged(SendenseError):
+    """The restore point's last verification found damage."""
+
+    def __init__(self, backup_id: str, finding: str) -> None:
+        self.backup_id = backup_id
+        super().__init__(
+            f"{backup_id} is known to be damaged: {finding or 'its verification failed'}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="POINT_DAMAGED",
+            help="Choose another restore point, or use force to read what can be read; files may be wrong.",
+            metadata={"backup_id": backup_id},
+        )
+
+
+class DiskMissing(SendenseError):
+    """The restore point has no disk of that number."""
+
+    def __init__(self, backup_id: str, disk_id: int, present: Sequence[int]) -> None:
+        self.backup_id = backup_id
+        self.disk_id = disk_id
+        super().__init__(
+            f"{backup_id} has no disk {disk_id}; its disks are {', '.join(map(str, present))}",
+            kind=Kind.NOT_FOUND,
+            reason="DISK_NOT_FOUND",
+            help="Leave the disk out for all disks; `sendense-ctl backup get` shows them.",
+            metadata={"backup_id": backup_id, "disk_id": str(disk_id)},
+        )
+
+
 class BackupNotCompleted(SendenseError):
     """Only a completed backup has a restore point."""
 

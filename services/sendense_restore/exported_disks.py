@@ -40,7 +40,7 @@ async def export_disks(disks: Sequence[Disk], place: Place, on_start: Callable[[
     chains = await all_or_nothing(_prepare(disk, place) for disk in disks)
     daemon = await StorageDaemon.start(place.qmp_socket, log_path=place.daemon_log, die_with_parent=True)
     on_start(daemon)
-    await asyncio.to_thread(place.record_daemon, daemon.pid)
+    await asyncio.to_thread(place.record_process, "daemon", daemon.pid)
     for disk, chain in zip(disks, chains, strict=True):
         node = f"disk-{disk.disk_id}"
         access = await asyncio.to_thread(file_access, chain[0], daemon.aio)

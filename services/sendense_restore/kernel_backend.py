@@ -1,4 +1,4 @@
-"""The kernel back end: overlays exported over FUSE, loop devices on their partitions, kernel mounts, one tree.
+"""The kernel back end: loop devices on the exported disks' partitions, mounted by the host's kernel.
 
 The kernel parses the guest's file systems here: only types on a short list reach it, always read-only for the
 user, with the journal replayed into the overlay first. What needs more (LVM, LUKS, md) carries its reason.
@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
-from sendense_qemu.errors import QemuError
-from sendense_qemu.storage_daemon import StorageDaemon
 from sendense_restore import loops, mount_table
-from sendense_restore.backend import Disk, Tree
-from sendense_restore.composition import compose, read_operating_system
+from sendense_restore.backend import BackendError, Opened
 from sendense_restore.concurrency import all_or_nothing
-from sendense_restore.errors import MountFailed, NoFileSystem
-from sendense_restore.exported_disks import export_disks
-from sendense_restore.holders import holders
 from sendense_restore.places import Place
-from sendense_restore.probe import probe_disk
 from sendense_restore.programs import ProgramError
-from sendense_restore.teardown import TeardownError, tear_down
+from sendense_restore.teardown import settles
 from sendense_restore.volume import Volume
 
 log = structlog.get_logger()
 
 _PARALLEL_MOUNTS = 4
+_LOOP_SECONDS = 2.0
+"""Below a tree that was cut off, a loop device stays until its user ends, and then goes by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,7 @@ _UNSUPPORTED = {
 
 
 class KernelBackend:
-    """Mounts with the host's kernel; needs root, /dev/fuse and loop devices.
+    """Mounts with the host's kernel; needs root and loop devices.
 
     Args:
         mount_timeout: Seconds that one file system may take.
@@ -74,53 +70,21 @@ class KernelBackend:
 
     def __init__(self, mount_timeout: float) -> None:
         self._mount_timeout = mount_timeout
-        self._daemons: dict[str, StorageDaemon] = {}
 
     @property
     def name(self) -> str:
         """`kernel`."""
         return "kernel"
 
-    async def mount(self, backup_id: str, disks: Sequence[Disk], place: Place) -> Tree:
-        """Mounts all disks of a point, see `backend.Backend`."""
+    async def open(self, volumes: Sequence[Volume], place: Place, passphrases: Sequence[str]) -> Opened:
+        """Mounts what the kernel can mount, see `backend.Backend`."""
+        del passphrases  # it opens nothing that is encrypted
         if os.geteuid() != 0:
-            raise MountFailed(backup_id, "kernel mounts need root", help="Run the restore service as root.")
-        try:
-            return await self._mount(backup_id, disks, place)
-        except BaseException as error:
-            # Also on cancellation: nothing half-made stays.
-            await asyncio.shield(asyncio.ensure_future(self._roll_back(place)))
-            if isinstance(error, QemuError | ProgramError | OSError):
-                raise MountFailed(backup_id, str(error)) from error
-            raise
-
-    async def _roll_back(self, place: Place) -> None:
-        try:
-            await self.unmount(place)
-        except TeardownError:
-            log.exception("a failed mount is not undone; the next start of the service tries again")
-
-    async def _mount(self, backup_id: str, disks: Sequence[Disk], place: Place) -> Tree:
-        await asyncio.to_thread(place.make)
-
-        def started(daemon: StorageDaemon) -> None:
-            self._daemons[place.mount_id] = daemon
-
-        await export_disks(disks, place, started)
-        probed = await all_or_nothing(_probe(disk.disk_id, place.image(disk.disk_id)) for disk in disks)
+            raise BackendError("kernel mounts need root", "Run the restore service as root.")
         room = asyncio.Semaphore(_PARALLEL_MOUNTS)
-        volumes = await all_or_nothing(self._mount_volume(v, place, room) for found in probed for v in found)
-        roots = {volume.name: place.volumes / volume.name for volume in volumes if not volume.error}
-        if not roots:
-            raise NoFileSystem(backup_id, [f"{volume.name}: {volume.error}" for volume in volumes])
-        volumes = await compose(place.root, volumes, roots)
-        return Tree(
-            root=place.root,
-            volumes=tuple(volumes),
-            volume_roots=roots,
-            operating_system=await asyncio.to_thread(read_operating_system, place.root),
-            lost=self._daemons[place.mount_id].gone,
-        )
+        mounted = await all_or_nothing(self._mount_volume(volume, place, room) for volume in volumes)
+        roots = {volume.name: place.volumes / volume.name for volume in mounted if not volume.error}
+        return Opened(tuple(mounted), roots)
 
     async def _mount_volume(self, volume: Volume, place: Place, room: asyncio.Semaphore) -> Volume:
         if volume.error:
@@ -147,19 +111,33 @@ class KernelBackend:
                 return replace(volume, error=problem)
         return volume
 
-    async def users(self, place: Place) -> list[str]:
-        """Returns the processes of this host that use the mount."""
-        return await asyncio.to_thread(holders, [place.root, place.volumes])
-
-    async def unmount(self, place: Place) -> None:
-        """Undoes a mount or what there is of one, see `backend.Backend`."""
-        await tear_down(place, self._daemons.get(place.mount_id))
-        self._daemons.pop(place.mount_id, None)
+    async def close(self, place: Place) -> None:
+        """Frees the loop devices, see `backend.Backend`."""
+        for device in await asyncio.to_thread(loops.attached_below, place.work):
+            await loops.detach(device)
+        if not await settles(lambda: not loops.attached_below(place.work), _LOOP_SECONDS):
+            log.warning("a loop device stays until its last user lets go", mount_id=place.mount_id)
 
 
-async def _probe(disk_id: int, image: Path) -> list[Volume]:
-    status = await asyncio.to_thread(image.stat)
-    return await probe_disk(disk_id, image, status.st_size)
+async def kernel_refuses(file_system: str) -> str:
+    """Says why the kernel back end cannot mount a type of file system here; empty when it can.
+
+    Args:
+        file_system: blkid's word.
+    """
+    how = _FILE_SYSTEMS.get(file_system)
+    if how is None:
+        return _UNSUPPORTED.get(file_system, f"{file_system}, which the kernel back end does not open")
+    if how.kernel_type == "ntfs-3g":
+        return "" if shutil.which("mount.ntfs-3g") else "NTFS, and ntfs-3g is not installed"
+    known = await asyncio.to_thread(Path("/proc/filesystems").read_text)
+    if how.kernel_type in known.split():
+        return ""
+    try:
+        await mount_table.find_module(how.kernel_type)
+    except ProgramError:
+        return f"{file_system}, which this host's kernel does not know"
+    return ""
 
 
 def _wrong_device(directory: Path, device: str, file_system: str) -> str:

@@ -1,7 +1,9 @@
-"""Pages of a directory, sorted by name, cheap for directories with a million entries.
+"""Pages of a directory in any order, cheap in time and bounded in memory for directories with a million entries.
 
-Only the entries of the page are looked at with stat; the sorted names of the directories that were listed last are
-kept, since a mounted restore point does not change. Functions block: run them in a thread.
+Each order gives an entry a key (bytes that sort as the order wants, unique in the directory); a page token is the key
+of the page's last entry. The sorted keys that come next are kept for the directories that were listed last, since a
+mounted restore point does not change. By name, only the entries of the page are looked at with stat. Functions block:
+run them in a thread.
 """
 
 from __future__ import annotations
@@ -9,47 +11,72 @@ from __future__ import annotations
 import base64
 import binascii
 import bisect
+import fnmatch
+import heapq
 import os
-import stat
+import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sendense_restore.entries import Entry, look
 from sendense_restore.errors import FileUnreadable, InvalidPageToken
+from sendense_restore.names import escape
 from sendense_restore.paths import GuestPath, open_directory
 
 DEFAULT_PAGE = 500
 MAX_PAGE = 1000
 _PAGE_BYTES = 256 << 10
 """A page ends early when its names and link targets take this much: an answer above 1 MiB fails at the gateway."""
-_WINDOW_NAMES = 200_000
-"""So many names are kept in all: a directory with a million is read five times for all its pages."""
+_WINDOW_KEYS = 200_000
+"""So many keys are kept in all: a directory with a million entries is read five times for all its pages."""
+_NUMBER_BYTES = 8
+_MIDDLE = 1 << 63  # makes times before 1970 sort before those after
+_MAX_KEY = 1024
+_INVERTED = bytes(255 - byte for byte in range(256))
+_END = b"\0"  # ends a name in an inverted key's source: no name holds it, and it sorts before all that may follow
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What a directory holds under one name.
+class Order:
+    """An order of entries, and which of them are wanted.
 
     Attributes:
-        name: Its bytes.
-        kind: `file`, `directory`, `symlink` or `other`.
-        size_bytes: Size in bytes.
-        mode: Permission bits.
-        uid: Owner's number.
-        gid: Group's number.
-        modified_ns: Nanoseconds since 1970 at which the content was last changed.
-        link_target: Where a symbolic link leads; empty for anything else.
+        field: `name`, `size` or `modified`.
+        descending: The other way round.
+        pattern: Shell pattern for names as they are shown; empty for all.
     """
 
-    name: bytes
-    kind: str
-    size_bytes: int
-    mode: int
-    uid: int
-    gid: int
-    modified_ns: int
-    link_target: bytes
+    field: str = "name"
+    descending: bool = False
+    pattern: str = ""
+
+    @classmethod
+    def of(cls, order_by: str, pattern: str) -> Order:
+        """Reads the field `order_by` of a request; it was checked against the list of those that exist."""
+        return cls(order_by.removeprefix("-") or "name", order_by.startswith("-"), pattern)
+
+    @property
+    def number_bytes(self) -> int:
+        """How many bytes of a key come before the name."""
+        return 0 if self.field == "name" else _NUMBER_BYTES
+
+    def key(self, directory: int, name: bytes) -> bytes:
+        """Returns an entry's key."""
+        number = b""
+        if self.field != "name":
+            entry = look(directory, name)
+            value = entry.size_bytes if self.field == "size" else entry.modified_ns
+            number = min(max(value + _MIDDLE, 0), 2 * _MIDDLE - 1).to_bytes(_NUMBER_BYTES, "big")
+        whole = number + name
+        return (whole + _END).translate(_INVERTED) if self.descending else whole
+
+    def name_of(self, key: bytes) -> bytes:
+        """Returns the name in a key."""
+        whole = key.translate(_INVERTED).removesuffix(_END) if self.descending else key
+        return whole[self.number_bytes :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,69 +89,79 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Sorted names of a directory that come after `start`; to its end when `complete`."""
+    """Sorted keys of a directory that come after `start`; to its end when `complete`."""
 
     start: bytes | None
-    names: list[bytes]
+    keys: list[bytes]
     complete: bool
 
     def after(self, last: bytes | None, count: int) -> list[bytes] | None:
-        """Returns up to `count` names after `last`, None when the window does not hold them."""
+        """Returns up to `count` keys after `last`, None when the window does not hold them."""
         if self.start is not None and (last is None or last < self.start):
             return None
-        begin = 0 if last is None else bisect.bisect_right(self.names, last)
-        if begin + count > len(self.names) and not self.complete:
+        begin = 0 if last is None else bisect.bisect_right(self.keys, last)
+        if begin + count > len(self.keys) and not self.complete:
             return None
-        return self.names[begin : begin + count]
+        return self.keys[begin : begin + count]
 
 
-class SortedNames:
-    """Keeps runs of sorted names of directories of one mount; safe for use by several threads."""
+class Listings:
+    """Keeps runs of sorted keys of directories of one mount; safe for use by several threads."""
 
-    def __init__(self, window: int = _WINDOW_NAMES) -> None:
+    def __init__(self, window: int = _WINDOW_KEYS) -> None:
         self._size = window
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], _Window] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int, Order], _Window] = OrderedDict()
 
-    def after(self, directory: int, last: bytes | None, count: int) -> list[bytes]:
-        """Returns up to `count` names of a directory, in order, that come after `last`.
+    def after(self, directory: int, order: Order, last: bytes | None, count: int) -> list[bytes]:
+        """Returns up to `count` keys of a directory, in order, that come after `last`.
 
         Args:
             directory: Descriptor of the directory.
-            last: A name, None for the start.
+            order: The order.
+            last: A key, None for the start.
             count: At most this many; less than the window.
         """
         status = os.fstat(directory)
-        key = (status.st_dev, status.st_ino)
+        place = (status.st_dev, status.st_ino, order)
         with self._lock:
-            window = self._kept.get(key)
-        names = window.after(last, count) if window else None
-        if names is None:
-            window = self._read(directory, last)
-            names = window.names[:count]
-            self._keep(key, window)
-        return names
+            window = self._kept.get(place)
+        keys = window.after(last, count) if window else None
+        if keys is None:
+            found = heapq.nsmallest(self._size + 1, _keys(directory, order, last))
+            window = _Window(last, found[: self._size], complete=len(found) <= self._size)
+            keys = window.keys[:count]
+            self._keep(place, window)
+        return keys
 
-    def _read(self, directory: int, last: bytes | None) -> _Window:
-        found = (os.fsencode(name) for name in os.listdir(directory))
-        names = sorted(name for name in found if last is None or name > last)
-        return _Window(last, names[: self._size], complete=len(names) <= self._size)
-
-    def _keep(self, key: tuple[int, int], window: _Window) -> None:
+    def _keep(self, place: tuple[int, int, Order], window: _Window) -> None:
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = window
-            while len(self._kept) > 1 and sum(len(kept.names) for kept in self._kept.values()) > self._size:
+            self._kept.pop(place, None)
+            self._kept[place] = window
+            while len(self._kept) > 1 and sum(len(kept.keys) for kept in self._kept.values()) > self._size:
                 self._kept.popitem(last=False)
 
 
-def list_directory(names: SortedNames, root: Path, path: GuestPath, size: int, token: str) -> Page:
+def _keys(directory: int, order: Order, last: bytes | None) -> Iterator[bytes]:
+    wanted = re.compile(fnmatch.translate(order.pattern)) if order.pattern else None
+    with os.scandir(directory) as found:
+        for entry in found:
+            name = os.fsencode(entry.name)
+            if wanted is not None and not wanted.match(escape(name)):
+                continue
+            key = order.key(directory, name)
+            if last is None or key > last:
+                yield key
+
+
+def list_directory(listings: Listings, root: Path, path: GuestPath, order: Order, size: int, token: str) -> Page:
     """Returns a page of a directory.
 
     Args:
-        names: The mount's kept names.
+        listings: What the mount keeps of its directories.
         root: Directory on the host that is the path's root.
         path: The directory.
+        order: Which entries, in which order.
         size: Entries a page; 0 means 500, more than 1000 means 1000.
         token: `next_token` of the page before; empty for the first.
 
@@ -135,14 +172,14 @@ def list_directory(names: SortedNames, root: Path, path: GuestPath, size: int, t
         InvalidPageToken: The token was made up.
     """
     limit = min(size, MAX_PAGE) if size > 0 else DEFAULT_PAGE
-    last = _decode_token(token)
+    last = _decode_token(token, order)
     directory = open_directory(root, path)
     try:
-        found = names.after(directory, last, limit + 1)
+        found = listings.after(directory, order, last, limit + 1)
         entries: list[Entry] = []
         room = _PAGE_BYTES
-        for name in found[:limit]:
-            entry = _look(directory, name)
+        for key in found[:limit]:
+            entry = look(directory, order.name_of(key))
             entries.append(entry)
             room -= len(entry.name) + len(entry.link_target)
             if room <= 0:
@@ -152,48 +189,21 @@ def list_directory(names: SortedNames, root: Path, path: GuestPath, size: int, t
     finally:
         os.close(directory)
     more = len(found) > len(entries)
-    return Page(tuple(entries), _encode_token(entries[-1].name) if more else "")
-
-
-def _look(directory: int, name: bytes) -> Entry:
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else b""
-    except OSError:
-        # A damaged inode must not hide its neighbours: the name is shown, its content cannot be asked for.
-        return Entry(name, "other", 0, 0, 0, 0, 0, b"")
-    return Entry(
-        name=name,
-        kind=kind_of(status.st_mode),
-        size_bytes=status.st_size,
-        mode=stat.S_IMODE(status.st_mode),
-        uid=status.st_uid,
-        gid=status.st_gid,
-        modified_ns=status.st_mtime_ns,
-        link_target=target,
-    )
-
-
-def kind_of(mode: int) -> str:
-    """Returns the word for a file's kind."""
-    if stat.S_ISREG(mode):
-        return "file"
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "symlink" if stat.S_ISLNK(mode) else "other"
+    return Page(tuple(entries), _encode_token(found[len(entries) - 1]) if more else "")
 
 
 def _encode_token(last: bytes) -> str:
     return base64.urlsafe_b64encode(last).decode("ascii")
 
 
-def _decode_token(token: str) -> bytes | None:
+def _decode_token(token: str, order: Order) -> bytes | None:
     if not token:
         return None
     try:
-        name = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
+        key = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
     except (UnicodeEncodeError, binascii.Error, ValueError) as error:
         raise InvalidPageToken from error
-    if not name or b"/" in name or b"\0" in name:
+    name = order.name_of(key)
+    if len(key) > _MAX_KEY or not name or b"/" in name or b"\0" in name:
         raise InvalidPageToken
-    return name
+    return key

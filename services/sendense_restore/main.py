@@ -15,9 +15,12 @@ from sendense_db.engine import Database
 from sendense_restore.clients import PointClients
 from sendense_restore.config import RestoreSettings
 from sendense_restore.downloads import Downloads
+from sendense_restore.guestfs_backend import GuestfsBackend
 from sendense_restore.http_server import HttpServer
 from sendense_restore.kernel_backend import KernelBackend
+from sendense_restore.leases import Leases
 from sendense_restore.mount import Lifetime
+from sendense_restore.mounter import PointMounter
 from sendense_restore.mounts import Limits, Mounts
 from sendense_restore.places import Places
 from sendense_restore.servicer import RestoreServicer
@@ -47,19 +50,19 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         stack.push_async_callback(backup.close)
         repository = unix_peer(settings.socket("repository"), identity)
         stack.push_async_callback(repository.close)
-        mounts = Mounts(
-            KernelBackend(settings.mount_timeout_seconds),
-            PointClients(backup, repository),
-            MountStore(database),
-            places,
-            Limits(
-                most_mounts=settings.max_mounts,
-                lifetime=Lifetime(settings.idle_seconds, settings.max_age_seconds),
-                drain_seconds=settings.drain_seconds,
-                lease_seconds=settings.lease_seconds,
-            ),
+        points = PointClients(backup, repository)
+        leases = Leases(points, MountStore(database), settings.lease_seconds)
+        stack.push_async_callback(leases.close)
+        kernel = KernelBackend(settings.mount_timeout_seconds)
+        guestfs = GuestfsBackend(settings.guestfs_timeout_seconds, settings.guestfs_acceleration)
+        limits = Limits(
+            most_mounts=settings.max_mounts,
+            lifetime=Lifetime(settings.idle_seconds, settings.max_age_seconds),
+            drain_seconds=settings.drain_seconds,
         )
+        mounts = Mounts(PointMounter([kernel, guestfs], settings.backend), points, leases, places, limits)
         await mounts.recover()
+        await leases.recover()
         verifier = TokenVerifier(settings.jwks_file, settings.revoked_file)
         http = HttpServer(mounts, Downloads(threads, settings.stall_seconds), verifier)
         site = await stack.enter_async_context(http.serving(settings.http_socket))

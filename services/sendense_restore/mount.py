@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from sendense_db.columns import utc_now
-from sendense_restore.backend import Tree
 from sendense_restore.errors import FileMissing, MountNotReady
-from sendense_restore.listing import SortedNames
+from sendense_restore.listing import Listings
+from sendense_restore.openings import Opening
 from sendense_restore.paths import GuestPath
 from sendense_restore.places import Place
+from sendense_restore.tree import Tree, Wish
+from sendense_rpc.errors import SendenseError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,16 @@ class Mount:
         asked: The backup id, or prefix, that the caller gave.
         request_id: The caller's request id; may be empty.
         lifetime: How long it lasts.
+        wish: How it is to be mounted; without passphrases once it is.
         backup_id: The whole backup id, once it is known.
         state: `mounting`, `mounted`, `unmounting`, `failed`; `gone` when nothing is left of it.
         tree: What is mounted.
+        opening: What `tree` stands on, perhaps together with others.
+        error: Why it failed, when somebody was told before that it is being mounted.
+        told: Whether somebody was told its id while it was being mounted: then its failure stays visible.
         created_at: When it was asked for.
         lock: Held while its state changes.
-        names: What listings keep of its directories.
+        listings: What listings keep of its directories.
         making: The task that mounts it.
         watcher: The task that renews its lease and ends it in time.
     """
@@ -49,12 +55,16 @@ class Mount:
     asked: str
     request_id: str
     lifetime: Lifetime
+    wish: Wish = field(default_factory=Wish)
     backup_id: str = ""
     state: str = "mounting"
     tree: Tree | None = None
+    opening: Opening | None = None
+    error: SendenseError | None = None
+    told: bool = False
     created_at: datetime = field(default_factory=utc_now)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    names: SortedNames = field(default_factory=SortedNames)
+    listings: Listings = field(default_factory=Listings)
     making: asyncio.Task[None] | None = None
     watcher: asyncio.Task[None] | None = None
 

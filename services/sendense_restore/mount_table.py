@@ -63,14 +63,29 @@ async def mount_device(device: str, path: Path, file_system: str, options: Seque
     await run(["mount", "--make-private", "-t", file_system, "-o", joined, "--", device, str(path)], deadline=deadline)
 
 
-async def bind(source: Path, target: Path) -> None:
+async def find_module(file_system: str) -> None:
+    """Looks for a file system that the running kernel could load.
+
+    Raises:
+        ProgramError: There is no such module.
+    """
+    await run(["modprobe", "--dry-run", "--quiet", "--", f"fs-{file_system}"])
+
+
+async def bind(source: Path, target: Path, *, recursive: bool = False) -> None:
     """Shows a mounted directory at another place too, with the same restrictions.
+
+    Args:
+        source: The directory.
+        target: An existing directory.
+        recursive: Show what is mounted below it too.
 
     Raises:
         ProgramError: The kernel refused.
     """
-    joined = ",".join(("bind", *SAFE_OPTIONS))
-    await run(["mount", "--make-private", "-o", joined, "--", str(source), str(target)])
+    joined = ",".join(("rbind" if recursive else "bind", *SAFE_OPTIONS))
+    privately = "--make-rprivate" if recursive else "--make-private"
+    await run(["mount", privately, "-o", joined, "--", str(source), str(target)])
 
 
 async def unmount(path: Path, *, lazy: bool = False) -> None:

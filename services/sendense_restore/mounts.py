@@ -1,7 +1,7 @@
 """All mounts of this service: made, kept under a lease, ended when asked, idle, too old or at the service's end.
 
 Memory is what counts while the process lives; after its death `recover` undoes everything, since a mount's users
-know only a dead process. The table tells which leases are still to be given back.
+know only a dead process.
 """
 
 from __future__ import annotations
@@ -9,34 +9,40 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import stamina
 import structlog
 
-from sendense_restore.backend import Backend
+from sendense_restore.backend import Disk
 from sendense_restore.errors import (
+    DiskMissing,
     MountBusy,
     MountNotFound,
     MountNotReady,
+    PointDamaged,
     RequestIdReused,
     ServiceStopping,
     TooManyMounts,
     UnmountFailed,
 )
+from sendense_restore.leases import Leases
 from sendense_restore.mount import Lifetime, Mount
+from sendense_restore.openings import Openings
 from sendense_restore.places import Places
-from sendense_restore.points import Points
-from sendense_restore.store import MountRow, MountStore
+from sendense_restore.points import Points, RestorePoint
+from sendense_restore.store import MountRow
 from sendense_restore.teardown import TeardownError
+from sendense_restore.tree import Mounter, Wish
 from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
 
 _CUT_SECONDS = 10.0
-_RENEW_RETRY_SECONDS = 10.0
+_RETRY_SECONDS = 10.0
+_FAILED_SECONDS = 900.0
+"""A mount that failed after its id was told stays visible for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,52 +53,43 @@ class Limits:
         most_mounts: At once.
         lifetime: Of each.
         drain_seconds: How long an unmount waits for running downloads.
-        lease_seconds: Of the lease on a mounted point.
     """
 
     most_mounts: int
     lifetime: Lifetime
     drain_seconds: float
-    lease_seconds: int
 
 
 class Mounts:
     """The mounts that exist now.
 
     Args:
-        backend: Makes and undoes them.
+        mounter: Makes and undoes them.
         points: The backup and repository services.
-        store: The table.
+        leases: Keeps points from being merged or deleted.
         places: Where they lie; owned by this process.
         limits: What they may use.
     """
 
-    def __init__(self, backend: Backend, points: Points, store: MountStore, places: Places, limits: Limits) -> None:
-        self._backend = backend
+    def __init__(self, mounter: Mounter, points: Points, leases: Leases, places: Places, limits: Limits) -> None:
+        self._mounter = mounter
+        self._openings = Openings(mounter)
         self._points = points
-        self._store = store
+        self._leases = leases
         self._places = places
         self._limits = limits
         self._mounts: dict[str, Mount] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._giving_back: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    @property
-    def backend_name(self) -> str:
-        """`kernel` or `guestfs`."""
-        return self._backend.name
-
     async def recover(self) -> None:
-        """Undoes what an earlier run left; call it before the first mount. Leases are given back in the background."""
+        """Undoes what an earlier run left; call it before the first mount."""
         for place in await asyncio.to_thread(self._places.left):
             log.warning("cleaning up a mount of an earlier run", mount_id=place.mount_id)
             try:
-                await self._backend.unmount(place)
+                await self._mounter.unmount(place)
             except TeardownError:
                 log.exception("a mount of an earlier run cannot be undone", mount_id=place.mount_id)
-        for row in await self._store.all():
-            self._spawn(self._give_back_until_done(row.mount_id, row.backup_id))
 
     def all(self) -> list[Mount]:
         """Returns the mounts, oldest first."""
@@ -108,12 +105,14 @@ class Mounts:
             raise MountNotFound(mount_id)
         return self._mounts[mount_id]
 
-    async def mount(self, backup_id: str, request_id: str) -> Mount:
+    async def mount(self, backup_id: str, request_id: str, wish: Wish, wait_seconds: float) -> Mount:
         """Mounts a backup's restore point; goes on in the background when the caller goes away.
 
         Args:
             backup_id: A completed backup, or a unique prefix of one.
             request_id: The same again returns the same mount; empty for none.
+            wish: How to mount it.
+            wait_seconds: After so long it is returned as `mounting`.
 
         Raises:
             SendenseError: It is not to be had, or cannot be mounted; nothing is left.
@@ -122,24 +121,27 @@ class Mounts:
         """
         known = next((m for m in self._mounts.values() if request_id and m.request_id == request_id), None)
         if known is None:
-            known = self._begin(backup_id, request_id)
+            known = self._begin(backup_id, request_id, wish)
         elif backup_id not in (known.asked, known.backup_id):
             raise RequestIdReused(request_id, known.backup_id)
         if known.making is not None:
             # Not awaited itself: a caller that goes away must not end what another may wait for.
-            await asyncio.wait([known.making])
-            if known.making.cancelled():
+            await asyncio.wait([known.making], timeout=wait_seconds)
+            if not known.making.done():
+                known.told = True
+            elif known.making.cancelled():
                 raise MountNotReady(known.mount_id, "unmounted")
-            known.making.result()
+            else:
+                known.making.result()
         return known
 
-    def _begin(self, backup_id: str, request_id: str) -> Mount:
+    def _begin(self, backup_id: str, request_id: str, wish: Wish) -> Mount:
         if self._stopping:
             raise ServiceStopping
-        if len(self._mounts) >= self._limits.most_mounts:
+        if sum(mount.error is None for mount in self._mounts.values()) >= self._limits.most_mounts:
             raise TooManyMounts(self._limits.most_mounts)
         place = self._places.of(f"mount-{uuid.uuid4()}")
-        mount = Mount(place, backup_id, request_id, self._limits.lifetime)
+        mount = Mount(place, backup_id, request_id, self._limits.lifetime, wish)
         self._mounts[mount.mount_id] = mount
         mount.making = self._spawn(self._make(mount))
         return mount
@@ -148,34 +150,56 @@ class Mounts:
         started = time.monotonic()
         try:
             mount.backup_id = await self._points.resolve(mount.asked)
-            await self._store.add(
-                MountRow(
-                    mount_id=mount.mount_id,
-                    backup_id=mount.backup_id,
-                    request_id=mount.request_id,
-                    state="mounting",
-                    backend=self._backend.name,
-                    mount_path=str(mount.place.root),
-                    created_at=mount.created_at,
-                )
-            )
             try:
-                await self._points.lease(mount.backup_id, mount.mount_id, self._limits.lease_seconds)
+                await self._leases.take(
+                    MountRow(
+                        mount_id=mount.mount_id,
+                        backup_id=mount.backup_id,
+                        request_id=mount.request_id,
+                        state="mounting",
+                        backend=mount.wish.backend or "kernel",
+                        mount_path=str(mount.place.root),
+                        created_at=mount.created_at,
+                    )
+                )
                 point = await self._points.get(mount.backup_id)
-                mount.tree = await self._backend.mount(mount.backup_id, point.disks, mount.place)
+                disks = chosen_disks(point, mount.wish)
+                mount.opening, mount.tree = await self._openings.open(mount.backup_id, disks, mount.place, mount.wish)
             except BaseException:
-                await self._give_back(mount)
+                await self._leases.give_back(mount.mount_id, mount.backup_id)
                 raise
-        except BaseException:
-            mount.state = "gone"
-            self._mounts.pop(mount.mount_id, None)
+        except BaseException as error:
+            if mount.told and isinstance(error, SendenseError):
+                self._keep_failure(mount, error)
+            else:
+                mount.state = "gone"
+                self._mounts.pop(mount.mount_id, None)
             raise
+        finally:
+            mount.wish = replace(mount.wish, passphrases=())
         mount.state = "mounted"
         mount.touch()
         mount.watcher = self._spawn(self._watch(mount))
-        await self._store.set_state(mount.mount_id, "mounted")
+        await self._leases.set_state(mount.mount_id, "mounted")
         seconds = round(time.monotonic() - started, 4)
-        log.info("mounted", mount_id=mount.mount_id, backup_id=mount.backup_id, seconds=seconds)
+        log.info(
+            "mounted",
+            mount_id=mount.mount_id,
+            backup_id=mount.backup_id,
+            backend=mount.tree.backend,
+            why=mount.tree.backend_reason,
+            seconds=seconds,
+        )
+
+    def _keep_failure(self, mount: Mount, error: SendenseError) -> None:
+        mount.state, mount.error = "failed", error
+        mount.lifetime = Lifetime(min(_FAILED_SECONDS, mount.lifetime.idle), mount.lifetime.most)
+        mount.touch()
+        mount.watcher = self._spawn(self._forget_failure(mount))
+
+    async def _forget_failure(self, mount: Mount) -> None:
+        await asyncio.sleep(max(0.0, mount.seconds_left))
+        self._mounts.pop(mount.mount_id, None)
 
     async def unmount(self, mount_id: str, *, force: bool) -> None:
         """Unmounts; waits for running downloads unless forced.
@@ -207,7 +231,7 @@ class Mounts:
                 mount.state = state
                 raise
             try:
-                await self._backend.unmount(mount.place)
+                await self._let_go(mount)
             except TeardownError as error:
                 mount.state = "failed"
                 raise UnmountFailed(mount.mount_id, error.problem) from error
@@ -216,7 +240,13 @@ class Mounts:
         if mount.watcher is not None and mount.watcher is not asyncio.current_task():
             mount.watcher.cancel()
         log.info("unmounted", mount_id=mount.mount_id, backup_id=mount.backup_id)
-        await self._give_back(mount)
+        if mount.error is None:  # a mount that never was has given it back already
+            await self._leases.give_back(mount.mount_id, mount.backup_id)
+
+    async def _let_go(self, mount: Mount) -> None:
+        if mount.opening is not None:
+            await self._openings.let_go(mount.opening, mount.place)
+            mount.opening = None
 
     async def _wait_for_users(self, mount: Mount, *, force: bool) -> None:
         if force:
@@ -225,7 +255,7 @@ class Mounts:
             return
         if not await mount.wait_unused(self._limits.drain_seconds):
             raise MountBusy(mount.mount_id, [f"{mount.users} running downloads"])
-        users = await self._backend.users(mount.place)
+        users = await self._mounter.users(mount.place)
         if users:
             raise MountBusy(mount.mount_id, users)
 
@@ -234,7 +264,7 @@ class Mounts:
         if mount.tree is None:
             return
         lost: set[asyncio.Future[str]] = {mount.tree.lost}
-        renew_at = time.monotonic() + self._limits.lease_seconds / 3
+        renew_at = time.monotonic() + self._leases.pause
         while mount.state != "gone":
             pause = max(0.0, min(renew_at - time.monotonic(), mount.seconds_left))
             if lost:
@@ -245,7 +275,9 @@ class Mounts:
                 lost.clear()
                 await self._fail(mount, mount.tree.lost.result())
             if time.monotonic() >= renew_at:
-                renew_at = time.monotonic() + await self._renew(mount)
+                held = mount.state != "failed"
+                pause = await self._leases.renew(mount.mount_id, mount.backup_id) if held else self._leases.pause
+                renew_at = time.monotonic() + pause
             if mount.seconds_left <= 0:
                 await self._expire(mount)
 
@@ -260,18 +292,7 @@ class Mounts:
             mount.touch()
         except UnmountFailed:
             log.exception("cannot unmount", mount_id=mount.mount_id)
-            await asyncio.sleep(_RENEW_RETRY_SECONDS)
-
-    async def _renew(self, mount: Mount) -> float:
-        """Renews the lease; returns after how many seconds the next try is due."""
-        if mount.state == "failed":
-            return self._limits.lease_seconds / 3
-        try:
-            await self._points.lease(mount.backup_id, mount.mount_id, self._limits.lease_seconds)
-        except SendenseError as error:
-            log.warning("a lease is not renewed", mount_id=mount.mount_id, why=str(error), reason=error.reason)
-            return min(_RENEW_RETRY_SECONDS, self._limits.lease_seconds / 3)
-        return self._limits.lease_seconds / 3
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _fail(self, mount: Mount, how: str) -> None:
         """Undoes a mount whose storage has gone, and keeps it as `failed` until its time is over."""
@@ -283,10 +304,10 @@ class Mounts:
             mount.cut_downloads()
             await mount.wait_unused(_CUT_SECONDS)
             try:
-                await self._backend.unmount(mount.place)
+                await self._let_go(mount)
             except TeardownError:
                 log.exception("a failed mount is not undone", mount_id=mount.mount_id)
-        await self._give_back(mount)
+        await self._leases.give_back(mount.mount_id, mount.backup_id)
 
     async def close(self) -> None:
         """Undoes all mounts and lets nothing new begin; call it when no call comes in any more."""
@@ -297,37 +318,10 @@ class Mounts:
         for mount, result in zip(mounts, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("not unmounted at the end", mount_id=mount.mount_id, why=str(result))
-        if self._giving_back:
-            await asyncio.wait(self._giving_back, timeout=_CUT_SECONDS)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-    async def _give_back(self, mount: Mount) -> None:
-        """Ends the lease and forgets the mount; what does not succeed now goes on in the background."""
-        task = self._spawn(self._give_back_now(mount.mount_id, mount.backup_id))
-        self._giving_back.add(task)
-        task.add_done_callback(self._giving_back.discard)
-        await asyncio.shield(task)
-
-    async def _give_back_now(self, mount_id: str, backup_id: str) -> None:
-        try:
-            await self._points.release(backup_id, mount_id)
-        except SendenseError as error:
-            log.warning("a lease is given back later", mount_id=mount_id, why=str(error))
-            await self._store.set_state(mount_id, "unmounting")
-            if not self._stopping:  # otherwise the next start does it
-                self._spawn(self._give_back_until_done(mount_id, backup_id))
-        else:
-            await self._store.remove(mount_id)
-
-    async def _give_back_until_done(self, mount_id: str, backup_id: str) -> None:
-        retries = stamina.retry_context(on=SendenseError, attempts=None, timeout=None, wait_initial=0.2, wait_max=30.0)
-        async for attempt in retries:
-            with attempt:
-                await self._points.release(backup_id, mount_id)
-        await self._store.remove(mount_id)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -340,3 +334,19 @@ class Mounts:
         # Taken note of here, since a caller that went away takes none; expected errors reach the callers.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, SendenseError):
             log.error("an unexpected error in the background", exc_info=error)
+
+
+def chosen_disks(point: RestorePoint, wish: Wish) -> Sequence[Disk]:
+    """Returns the disks of a point that a caller wants.
+
+    Raises:
+        PointDamaged: The point is known to be damaged, and the caller does not insist.
+        DiskMissing: The point has no such disk.
+    """
+    if point.damage and not wish.force:
+        raise PointDamaged(point.backup_id, point.damage)
+    present = {disk.disk_id: disk for disk in point.disks}
+    for disk_id in wish.disk_ids:
+        if disk_id not in present:
+            raise DiskMissing(point.backup_id, disk_id, sorted(present))
+    return [disk for disk in point.disks if not wish.disk_ids or disk.disk_id in wish.disk_ids]

@@ -27,7 +27,7 @@ _RESOLVE_IN_ROOT = 0x10
 _RACES = 100
 """openat2 answers EAGAIN when anything on the host was renamed or mounted while it resolved a `..`."""
 
-_VOLUME = re.compile(r"(disk-\d+(?:-part-\d+)?):(/.*|)", re.DOTALL)
+_VOLUME = re.compile(r"(disk-\d+(?:-part-\d+)?|(?:lv|md|luks|dm)-[A-Za-z0-9+_.-]+):(/.*|)", re.DOTALL)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -117,12 +117,13 @@ def open_in_root(root: int, relative: bytes, flags: int) -> int:
 
 
 @contextmanager
-def located(root: Path, path: GuestPath) -> Iterator[tuple[int, os.stat_result]]:
-    """Finds a file without opening its content; final symbolic links are followed, inside the root.
+def located(root: Path, path: GuestPath, *, follow: bool = True) -> Iterator[tuple[int, os.stat_result]]:
+    """Finds a file without opening its content; symbolic links are followed, inside the root.
 
     Args:
         root: Directory on the host that is the path's root.
         path: The path.
+        follow: Whether a symbolic link at its end is followed too.
 
     Yields:
         An O_PATH descriptor and its stat.
@@ -134,7 +135,7 @@ def located(root: Path, path: GuestPath) -> Iterator[tuple[int, os.stat_result]]
     try:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = open_in_root(root_fd, path.relative, os.O_PATH)
+            fd = open_in_root(root_fd, path.relative, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
         finally:
             os.close(root_fd)
     except OSError as error:

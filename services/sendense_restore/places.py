@@ -36,6 +36,11 @@ class Place:
         return self.work / "volumes"
 
     @property
+    def appliance(self) -> Path:
+        """Directory at which the micro-VM of the guestfs back end shows its volumes."""
+        return self.work / "appliance"
+
+    @property
     def daemon_log(self) -> Path:
         """What the storage daemon printed."""
         return self.work / "daemon.log"
@@ -53,20 +58,20 @@ class Place:
         for directory in (self.work, self.volumes, self.root):
             directory.mkdir(mode=0o700)
 
-    def record_daemon(self, pid: int) -> None:
-        """Notes which process serves the disks; durable when it returns."""
+    def record_process(self, name: str, pid: int) -> None:
+        """Notes which process serves the mount as `name`; durable when it returns."""
         record = {"pid": pid, "started": start_time(pid), "boot": boot_id()}
-        partial = self.work / "daemon.json.partial"
+        partial = self.work / f"{name}.json.partial"
         with partial.open("w") as file:
             json.dump(record, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(self.work / "daemon.json")
+        partial.rename(self.work / f"{name}.json")
 
-    def recorded_daemon(self) -> int | None:
-        """Returns the pid of the recorded daemon if that very process still runs."""
+    def recorded_process(self, name: str) -> int | None:
+        """Returns the pid of a recorded process if that very process still runs."""
         try:
-            record = json.loads((self.work / "daemon.json").read_text())
+            record = json.loads((self.work / f"{name}.json").read_text())
             pid = int(record["pid"])
             same = record["boot"] == boot_id() and record["started"] == start_time(pid)
         except (OSError, ValueError, KeyError):

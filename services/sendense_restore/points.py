@@ -10,10 +10,17 @@ from sendense_restore.backend import Disk
 
 @dataclass(frozen=True, slots=True)
 class RestorePoint:
-    """A committed restore point: the backup that made it, and its disks in the order of their numbers."""
+    """A committed restore point.
+
+    Attributes:
+        backup_id: The backup that made it.
+        disks: Its disks in the order of their numbers.
+        damage: What the last verification found wrong; empty when it found nothing, or there was none yet.
+    """
 
     backup_id: str
     disks: tuple[Disk, ...]
+    damage: str = ""
 
 
 class Points(Protocol):

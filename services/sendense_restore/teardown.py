@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -19,7 +19,8 @@ import structlog
 from sendense_qemu.errors import StorageDaemonError
 from sendense_qemu.fuse import clear_mountpoint
 from sendense_qemu.storage_daemon import StorageDaemon
-from sendense_restore import loops, mount_table
+from sendense_restore import mount_table
+from sendense_restore.backend import Backend
 from sendense_restore.places import Place
 from sendense_restore.programs import ProgramError
 
@@ -27,8 +28,6 @@ log = structlog.get_logger()
 
 _BUSY_SECONDS = 2.0
 """A program that looked in passing (udev, a scanner) gets so long to let go before it is cut off."""
-_LOOP_SECONDS = 2.0
-"""Below a tree that was cut off, a loop device stays until its user ends, and then goes by itself."""
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
@@ -47,19 +46,34 @@ class TeardownError(Exception):
         super().__init__(f"{mount_id}: {problem}")
 
 
-async def tear_down(place: Place, daemon: StorageDaemon | None) -> None:
-    """Undoes whatever there is of a mount.
-
-    Args:
-        place: The mount's paths.
-        daemon: Its storage daemon if this process started it; otherwise the recorded one is looked for.
+async def take_away_tree(place: Place) -> None:
+    """Unmounts what a place's root shows and removes the directory; volumes and disks stay.
 
     Raises:
         TeardownError: Something is left.
     """
     try:
-        await _unmount_volumes(place)
-        await _free_loops(place)
+        await _unmount_below(place, place.root)
+        await asyncio.to_thread(_remove_root, place)
+    except (ProgramError, OSError) as error:
+        raise TeardownError(place.mount_id, str(error)) from error
+
+
+async def tear_down(place: Place, daemon: StorageDaemon | None, backends: Sequence[Backend]) -> None:
+    """Undoes whatever there is of a mount.
+
+    Args:
+        place: The mount's paths.
+        daemon: Its storage daemon if this process started it; otherwise the recorded one is looked for.
+        backends: Each is asked to end what it made.
+
+    Raises:
+        TeardownError: Something is left.
+    """
+    try:
+        await _unmount_below(place, place.root, place.volumes)
+        for backend in backends:
+            await backend.close(place)
         await _stop_daemon(place, daemon)
         for image in await asyncio.to_thread(_exported_files, place):
             await clear_mountpoint(image)
@@ -68,8 +82,8 @@ async def tear_down(place: Place, daemon: StorageDaemon | None) -> None:
         raise TeardownError(place.mount_id, str(error)) from error
 
 
-async def _unmount_volumes(place: Place) -> None:
-    for entry in await asyncio.to_thread(mount_table.mounts_below, place.root, place.volumes):
+async def _unmount_below(place: Place, *directories: Path) -> None:
+    for entry in await asyncio.to_thread(mount_table.mounts_below, *directories):
         deadline = asyncio.get_running_loop().time() + _BUSY_SECONDS
         while True:
             try:
@@ -83,32 +97,25 @@ async def _unmount_volumes(place: Place) -> None:
             break
 
 
-async def _free_loops(place: Place) -> None:
-    for device in await asyncio.to_thread(loops.attached_below, place.work):
-        await loops.detach(device)
-    if not await _settles(lambda: not loops.attached_below(place.work), _LOOP_SECONDS):
-        log.warning("a loop device stays until its last user lets go", mount_id=place.mount_id)
-
-
 async def _stop_daemon(place: Place, daemon: StorageDaemon | None) -> None:
     if daemon is not None:
         await daemon.stop()
         return
-    pid = await asyncio.to_thread(place.recorded_daemon)
-    if pid is None:
-        place.qmp_socket.unlink(missing_ok=True)
-        return
-    log.warning("ending a storage daemon of an earlier run", mount_id=place.mount_id, pid=pid)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        if await _settles(lambda: place.recorded_daemon() is None, _END_SECONDS):
-            place.qmp_socket.unlink(missing_ok=True)
-            return
-    raise StorageDaemonError("stop", f"process {pid} does not end")
+    pid = await asyncio.to_thread(place.recorded_process, "daemon")
+    if pid is not None:
+        log.warning("ending a storage daemon of an earlier run", mount_id=place.mount_id, pid=pid)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            if await settles(lambda: place.recorded_process("daemon") is None, _END_SECONDS):
+                break
+        else:
+            raise StorageDaemonError("stop", f"process {pid} does not end")
+    place.qmp_socket.unlink(missing_ok=True)
 
 
-async def _settles(is_done: Callable[[], bool], seconds: float) -> bool:
+async def settles(is_done: Callable[[], bool], seconds: float) -> bool:
+    """Waits until something is so, looking in a thread; returns whether it became so in time."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not await asyncio.to_thread(is_done):
         if asyncio.get_running_loop().time() > deadline:
@@ -125,9 +132,13 @@ def _remove_directories(place: Place) -> None:
     left = mount_table.mounts_below(place.root, place.work)
     if left:
         raise OSError(f"still mounted: {', '.join(str(entry.path) for entry in left)}")
+    _remove_root(place)
+    if place.work.exists():
+        shutil.rmtree(place.work)
+
+
+def _remove_root(place: Place) -> None:
     with contextlib.suppress(FileNotFoundError):
         for directory in place.root.iterdir():  # one per volume, where no root was composed; empty by now
             directory.rmdir()
         place.root.rmdir()
-    if place.work.exists():
-        shutil.rmtree(place.work)

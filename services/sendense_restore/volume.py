@@ -22,6 +22,9 @@ class Volume:
         part_label: Name of the partition in the table.
         guest_path: Where it is in the guest's tree; empty when it is not in it.
         error: Why it is not mounted; empty when it is.
+        own_name: Name of a volume that is made of others (a logical volume, an array, an unlocked one); such a one has
+            the number of the first disk, no partition and no offset.
+        device: What the guest calls such a volume, such as `/dev/vg0/root`.
     """
 
     disk_id: int
@@ -36,8 +39,10 @@ class Volume:
     part_label: str = ""
     guest_path: str = ""
     error: str = ""
+    own_name: str = ""
+    device: str = ""
 
     @property
     def name(self) -> str:
-        """`disk-0-part-1`, or `disk-0` for a disk without partitions."""
-        return f"disk-{self.disk_id}" + (f"-part-{self.partition}" if self.partition else "")
+        """`disk-0-part-1`, `disk-0` for a disk without partitions, or `lv-vg0-root` and the like."""
+        return self.own_name or f"disk-{self.disk_id}" + (f"-part-{self.partition}" if self.partition else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,15 @@ def format_partition(guest: Guest, partition: int, command: list[str]) -> None:
     place = ("--offset", str(offset), "--sizelimit", str(size))
     device = run("losetup", "--find", "--show", *place, guest.raw).strip()
     try:
-        run(*command, device)
+        # mkfs.btrfs looks at every mounted loop device of the host; below one of a test that killed its daemon lies a
+        # dead FUSE file, until that test has cleaned up.
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run([*command, device], capture_output=True, text=True, check=False)
+            if "Transport endpoint is not connected" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
     finally:
         run("losetup", "--detach", device)
 

@@ -20,10 +20,12 @@ from sendense_access.keys import SigningKey
 from sendense_db.engine import Database
 from sendense_restore import loops, mount_table
 from sendense_restore.config import RestoreSettings
+from sendense_restore.guestfs_backend import GuestfsBackend
+from sendense_restore.kernel_backend import KernelBackend
 from sendense_restore.main import build
+from sendense_restore.mounter import PointMounter
 from sendense_restore.places import Places
 from sendense_restore.store import MountStore, metadata
-from sendense_restore.teardown import tear_down
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.identity import current_caller
@@ -101,11 +103,16 @@ class World:
         await self.http.close()
         await self.peer.close()
 
-    async def mount(self, name: str, request_id: str = "") -> restore_pb2.Mount:
+    async def mount(self, name: str, request_id: str = "", **wish: Any) -> restore_pb2.Mount:
         request = restore_pb2.MountBackupRequest(
-            backup_id=self.images.points[name].backup_id, mode="read-only", request_id=request_id
+            backup_id=self.images.points[name].backup_id, mode="read-only", request_id=request_id, **wish
         )
-        return await self.peer.call(self.stub.MountBackup, request)
+        mount = await self.peer.call(self.stub.MountBackup, request, timeout=120)
+        async with asyncio.timeout(300):  # an emulated micro-VM on a busy machine
+            while mount.state == "mounting":
+                await asyncio.sleep(0.2)
+                mount = await self.peer.call(self.stub.GetMount, restore_pb2.GetMountRequest(mount_id=mount.mount_id))
+        return mount
 
     async def unmount(self, mount_id: str, *, force: bool = False) -> None:
         request = restore_pb2.UnmountBackupRequest(mount_id=mount_id, force=force)
@@ -235,8 +242,9 @@ async def processes(settings: RestoreSettings) -> AsyncIterator[Processes]:
                 process.kill()
             await process.communicate()
         with Places(settings.work_root, settings.base, settings.run_dir).owned() as places:
+            mounter = PointMounter([KernelBackend(60), GuestfsBackend(60, "emulate")], "auto")
             for place in places.left():
-                await tear_down(place, None)
+                await mounter.unmount(place)
 
 
 class Processes:

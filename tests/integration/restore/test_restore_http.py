@@ -131,7 +131,7 @@ async def test_unmount_waits_for_downloads_or_cuts_them_when_forced(world: World
 async def test_curl_fails_when_the_storage_goes_during_a_download(world: World, mount: restore_pb2.Mount) -> None:
     """The storage daemon is killed below a file and below a tar; curl must exit non-zero for both."""
     for path in ("/big.bin", "/"):
-        current = await world.mount("full")
+        current = await world.mount("full", passphrases=["not shared with the other mount"])
         place = world.settings.work_root / current.mount_id
         token = world.headers()["Authorization"]
         curl = await asyncio.create_subprocess_exec(

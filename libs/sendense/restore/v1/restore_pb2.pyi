@@ -34,6 +34,10 @@ class Mount(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     OPERATING_SYSTEM_FIELD_NUMBER: _builtins.int
+    BACKEND_REASON_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    ERROR_REASON_FIELD_NUMBER: _builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     mount_id: _builtins.str
     """Identifier: `mount-{uuid}`."""
     mount_path: _builtins.str
@@ -45,7 +49,13 @@ class Mount(_message.Message):
     backend: _builtins.str
     """`kernel` or `guestfs`."""
     operating_system: _builtins.str
-    """Guest operating system, from os-release; empty when not known."""
+    """Guest operating system, from os-release or the Windows registry; empty when not known."""
+    backend_reason: _builtins.str
+    """Why that back end was chosen."""
+    error_reason: _builtins.str
+    """Why it is `failed`, when it never was mounted: a reason of the error list, and the same in words."""
+    error_message: _builtins.str
+    """In words."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]:
         """What was found on the disks."""
@@ -57,6 +67,10 @@ class Mount(_message.Message):
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it is unmounted unless it is used before."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What should be known, such as that the mount is slow."""
 
     def __init__(
         self,
@@ -70,10 +84,14 @@ class Mount(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         operating_system: _builtins.str = ...,
+        backend_reason: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        error_reason: _builtins.str = ...,
+        error_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backup_id", b"backup_id", "created_at", b"created_at", "expires_at", b"expires_at", "mount_id", b"mount_id", "mount_path", b"mount_path", "operating_system", b"operating_system", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_reason", b"backend_reason", "backup_id", b"backup_id", "created_at", b"created_at", "error_message", b"error_message", "error_reason", b"error_reason", "expires_at", b"expires_at", "mount_id", b"mount_id", "mount_path", b"mount_path", "notes", b"notes", "operating_system", b"operating_system", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,6 +112,7 @@ class Volume(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     GUEST_PATH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, such as `disk-0-part-1`."""
     disk_id: _builtins.int
@@ -112,6 +131,10 @@ class Volume(_message.Message):
     """Where it is in the guest's tree, such as `/` or `/data`; empty when it is not in it."""
     error: _builtins.str
     """Why it is not mounted; empty when it is."""
+    device: _builtins.str
+    """What the guest calls a volume that is made of others, such as `/dev/vg0/root`; else empty. Such a volume has the number
+    of the first disk and no partition.
+    """
     def __init__(
         self,
         *,
@@ -124,10 +147,11 @@ class Volume(_message.Message):
         size_bytes: _builtins.int = ...,
         guest_path: _builtins.str = ...,
         error: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "error", b"error", "file_system", b"file_system", "guest_path", b"guest_path", "label", b"label", "name", b"name", "partition", b"partition", "size_bytes", b"size_bytes", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "disk_id", b"disk_id", "error", b"error", "file_system", b"file_system", "guest_path", b"guest_path", "label", b"label", "name", b"name", "partition", b"partition", "size_bytes", b"size_bytes", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,22 +166,46 @@ class MountBackupRequest(_message.Message):
     BACKUP_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    PASSPHRASES_FIELD_NUMBER: _builtins.int
+    DISK_IDS_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """Identifier of a completed backup, or a unique prefix of one."""
     mode: _builtins.str
     """`read-only`, the only mode; empty means it."""
     request_id: _builtins.str
     """Made up by the caller; the same id again returns the mount that it made."""
+    backend: _builtins.str
+    """`kernel` or `guestfs`; empty leaves the choice to the service."""
+    force: _builtins.bool
+    """Mount it although its last verification found damage."""
+    wait_seconds: _builtins.int
+    """Answer after so long at the latest, mounted or not; 0 means 10, at most 60."""
+    @_builtins.property
+    def passphrases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For encrypted volumes. Used once, never stored."""
+
+    @_builtins.property
+    def disk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these disks; empty for all."""
+
     def __init__(
         self,
         *,
         backup_id: _builtins.str = ...,
         mode: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        passphrases: _abc.Iterable[_builtins.str] | None = ...,
+        disk_ids: _abc.Iterable[_builtins.int] | None = ...,
+        force: _builtins.bool = ...,
+        wait_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "mode", b"mode", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backup_id", b"backup_id", "disk_ids", b"disk_ids", "force", b"force", "mode", b"mode", "passphrases", b"passphrases", "request_id", b"request_id", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,6 +284,8 @@ class ListFilesRequest(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
     mount_id: _builtins.str
     """The mount."""
     path: _builtins.str
@@ -244,6 +294,10 @@ class ListFilesRequest(_message.Message):
     """At most this many; 0 means 500, more than 1000 means 1000."""
     page_token: _builtins.str
     """From the answer before; empty for the first page."""
+    order_by: _builtins.str
+    """`name`, `size` or `modified`, with a `-` before it for the other direction; empty means `name`."""
+    pattern: _builtins.str
+    """Only names that match, with `*`, `?` and `[…]`, and letters as they are; empty for all."""
     def __init__(
         self,
         *,
@@ -251,10 +305,12 @@ class ListFilesRequest(_message.Message):
         path: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        pattern: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mount_id", b"mount_id", "page_size", b"page_size", "page_token", b"page_token", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mount_id", b"mount_id", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "pattern", b"pattern"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +362,12 @@ class FileEntry(_message.Message):
     GID_FIELD_NUMBER: _builtins.int
     MODIFIED_AT_FIELD_NUMBER: _builtins.int
     LINK_TARGET_FIELD_NUMBER: _builtins.int
+    RAW_NAME_FIELD_NUMBER: _builtins.int
+    ACCESSED_AT_FIELD_NUMBER: _builtins.int
+    CHANGED_AT_FIELD_NUMBER: _builtins.int
+    ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name; bytes that are no UTF-8 are shown as `\\xNN`, a backslash as `\\\\`. Paths in requests take the same form."""
     type: _builtins.str
@@ -320,9 +382,25 @@ class FileEntry(_message.Message):
     """Group's number."""
     link_target: _builtins.str
     """Where a symbolic link leads, escaped like `name`."""
+    raw_name: _builtins.bytes
+    """The bytes of the name."""
+    allocated_bytes: _builtins.int
+    """Bytes that it takes on the guest's disk; less than `size_bytes` for a sparse file."""
+    links: _builtins.int
+    """How many names it has."""
+    path: _builtins.str
+    """Whole path, in the form that requests take; only from GetFile and SearchFiles."""
     @_builtins.property
     def modified_at(self) -> _timestamp_pb2.Timestamp:
         """When the content was last changed."""
+
+    @_builtins.property
+    def accessed_at(self) -> _timestamp_pb2.Timestamp:
+        """When the content was last read, as far as the guest keeps that."""
+
+    @_builtins.property
+    def changed_at(self) -> _timestamp_pb2.Timestamp:
+        """When content, owner, mode or links were last changed."""
 
     def __init__(
         self,
@@ -335,14 +413,114 @@ class FileEntry(_message.Message):
         gid: _builtins.int = ...,
         modified_at: _timestamp_pb2.Timestamp | None = ...,
         link_target: _builtins.str = ...,
+        raw_name: _builtins.bytes = ...,
+        accessed_at: _timestamp_pb2.Timestamp | None = ...,
+        changed_at: _timestamp_pb2.Timestamp | None = ...,
+        allocated_bytes: _builtins.int = ...,
+        links: _builtins.int = ...,
+        path: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["modified_at", b"modified_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accessed_at", b"accessed_at", "changed_at", b"changed_at", "modified_at", b"modified_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "link_target", b"link_target", "mode", b"mode", "modified_at", b"modified_at", "name", b"name", "size_bytes", b"size_bytes", "type", b"type", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accessed_at", b"accessed_at", "allocated_bytes", b"allocated_bytes", "changed_at", b"changed_at", "gid", b"gid", "link_target", b"link_target", "links", b"links", "mode", b"mode", "modified_at", b"modified_at", "name", b"name", "path", b"path", "raw_name", b"raw_name", "size_bytes", b"size_bytes", "type", b"type", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FileEntry: _TypeAlias = FileEntry  # noqa: Y015
+
+@_typing.final
+class GetFileRequest(_message.Message):
+    """GetFileRequest names a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    mount_id: _builtins.str
+    """The mount."""
+    path: _builtins.str
+    """Absolute path in the guest."""
+    def __init__(
+        self,
+        *,
+        mount_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mount_id", b"mount_id", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFileRequest: _TypeAlias = GetFileRequest  # noqa: Y015
+
+@_typing.final
+class SearchFilesRequest(_message.Message):
+    """SearchFilesRequest says what is looked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    mount_id: _builtins.str
+    """The mount."""
+    path: _builtins.str
+    """Directory to look below; empty means `/`."""
+    pattern: _builtins.str
+    """What to find: with any of `*`, `?` and `[…]` a pattern for the whole name, else a part of a name; ASCII letters match in
+    either case. A pattern with a `/` is matched with the path below the directory, where `*` also matches `/`.
+    """
+    limit: _builtins.int
+    """At most this many; 0 means 100, more than 1000 means 1000."""
+    def __init__(
+        self,
+        *,
+        mount_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        pattern: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "mount_id", b"mount_id", "path", b"path", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchFilesRequest: _TypeAlias = SearchFilesRequest  # noqa: Y015
+
+@_typing.final
+class SearchFilesResponse(_message.Message):
+    """SearchFilesResponse lists what was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    EXAMINED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """Whether it ended at the limit, or after 20 s: look below a smaller directory."""
+    examined: _builtins.int
+    """How many names were looked at."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileEntry]:
+        """Each with its path, in no order."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___FileEntry] | None = ...,
+        truncated: _builtins.bool = ...,
+        examined: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "examined", b"examined", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchFilesResponse: _TypeAlias = SearchFilesResponse  # noqa: Y015
 
 @_typing.final
 class UnmountBackupRequest(_message.Message):

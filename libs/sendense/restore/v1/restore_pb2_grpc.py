@@ -56,6 +56,16 @@ class RestoreServiceStub:
                 request_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=sendense_dot_restore_dot_v1_dot_restore__pb2.ListFilesResponse.FromString,
                 _registered_method=True)
+        self.GetFile = channel.unary_unary(
+                '/sendense.restore.v1.RestoreService/GetFile',
+                request_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.GetFileRequest.SerializeToString,
+                response_deserializer=sendense_dot_restore_dot_v1_dot_restore__pb2.FileEntry.FromString,
+                _registered_method=True)
+        self.SearchFiles = channel.unary_unary(
+                '/sendense.restore.v1.RestoreService/SearchFiles',
+                request_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.SearchFilesRequest.SerializeToString,
+                response_deserializer=sendense_dot_restore_dot_v1_dot_restore__pb2.SearchFilesResponse.FromString,
+                _registered_method=True)
         self.UnmountBackup = channel.unary_unary(
                 '/sendense.restore.v1.RestoreService/UnmountBackup',
                 request_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.UnmountBackupRequest.SerializeToString,
@@ -69,8 +79,10 @@ class RestoreServiceServicer:
     """
 
     def MountBackup(self, request, context):
-        """MountBackup mounts a restore point with all its disks. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION
-        (BACKUP_NOT_COMPLETED, NO_FILE_SYSTEM, MOUNT_FAILED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+        """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
+        answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
+        NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
+        VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +105,21 @@ class RestoreServiceServicer:
     def ListFiles(self, request, context):
         """ListFiles lists a directory by name. NOT_FOUND (MOUNT_NOT_FOUND, FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT,
         NOT_A_DIRECTORY).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFile(self, request, context):
+        """GetFile describes one file; a symbolic link at the end is described itself. NOT_FOUND (MOUNT_NOT_FOUND,
+        FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchFiles(self, request, context):
+        """SearchFiles looks for names below a directory; symbolic links are not followed. Errors as for ListFiles.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +155,16 @@ def add_RestoreServiceServicer_to_server(servicer, server):
                     servicer.ListFiles,
                     request_deserializer=sendense_dot_restore_dot_v1_dot_restore__pb2.ListFilesRequest.FromString,
                     response_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'GetFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFile,
+                    request_deserializer=sendense_dot_restore_dot_v1_dot_restore__pb2.GetFileRequest.FromString,
+                    response_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.FileEntry.SerializeToString,
+            ),
+            'SearchFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchFiles,
+                    request_deserializer=sendense_dot_restore_dot_v1_dot_restore__pb2.SearchFilesRequest.FromString,
+                    response_serializer=sendense_dot_restore_dot_v1_dot_restore__pb2.SearchFilesResponse.SerializeToString,
             ),
             'UnmountBackup': grpc.unary_unary_rpc_method_handler(
                     servicer.UnmountBackup,
@@ -245,6 +282,60 @@ class RestoreService:
             '/sendense.restore.v1.RestoreService/ListFiles',
             sendense_dot_restore_dot_v1_dot_restore__pb2.ListFilesRequest.SerializeToString,
             sendense_dot_restore_dot_v1_dot_restore__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.restore.v1.RestoreService/GetFile',
+            sendense_dot_restore_dot_v1_dot_restore__pb2.GetFileRequest.SerializeToString,
+            sendense_dot_restore_dot_v1_dot_restore__pb2.FileEntry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.restore.v1.RestoreService/SearchFiles',
+            sendense_dot_restore_dot_v1_dot_restore__pb2.SearchFilesRequest.SerializeToString,
+            sendense_dot_restore_dot_v1_dot_restore__pb2.SearchFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

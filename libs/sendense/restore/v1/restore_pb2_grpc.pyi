@@ -36,8 +36,10 @@ class RestoreServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RestoreServiceAsyncStub: ...
     MountBackup: _grpc.UnaryUnaryMultiCallable[_restore_pb2.MountBackupRequest, _restore_pb2.Mount]
-    """MountBackup mounts a restore point with all its disks. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION
-    (BACKUP_NOT_COMPLETED, NO_FILE_SYSTEM, MOUNT_FAILED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+    """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
+    answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
+    NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
+    VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
     """
     ListMounts: _grpc.UnaryUnaryMultiCallable[_restore_pb2.ListMountsRequest, _restore_pb2.ListMountsResponse]
     """ListMounts lists what is mounted now."""
@@ -47,6 +49,12 @@ class RestoreServiceStub:
     """ListFiles lists a directory by name. NOT_FOUND (MOUNT_NOT_FOUND, FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT,
     NOT_A_DIRECTORY).
     """
+    GetFile: _grpc.UnaryUnaryMultiCallable[_restore_pb2.GetFileRequest, _restore_pb2.FileEntry]
+    """GetFile describes one file; a symbolic link at the end is described itself. NOT_FOUND (MOUNT_NOT_FOUND,
+    FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT).
+    """
+    SearchFiles: _grpc.UnaryUnaryMultiCallable[_restore_pb2.SearchFilesRequest, _restore_pb2.SearchFilesResponse]
+    """SearchFiles looks for names below a directory; symbolic links are not followed. Errors as for ListFiles."""
     UnmountBackup: _grpc.UnaryUnaryMultiCallable[_restore_pb2.UnmountBackupRequest, _restore_pb2.UnmountBackupResponse]
     """UnmountBackup unmounts and cleans up. Waits for running downloads, up to 30 s, unless forced:
     FAILED_PRECONDITION (MOUNT_BUSY). NOT_FOUND (MOUNT_NOT_FOUND).
@@ -60,8 +68,10 @@ class RestoreServiceAsyncStub(RestoreServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     MountBackup: _aio.UnaryUnaryMultiCallable[_restore_pb2.MountBackupRequest, _restore_pb2.Mount]  # type: ignore[assignment]
-    """MountBackup mounts a restore point with all its disks. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION
-    (BACKUP_NOT_COMPLETED, NO_FILE_SYSTEM, MOUNT_FAILED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+    """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
+    answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
+    NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
+    VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
     """
     ListMounts: _aio.UnaryUnaryMultiCallable[_restore_pb2.ListMountsRequest, _restore_pb2.ListMountsResponse]  # type: ignore[assignment]
     """ListMounts lists what is mounted now."""
@@ -71,6 +81,12 @@ class RestoreServiceAsyncStub(RestoreServiceStub):
     """ListFiles lists a directory by name. NOT_FOUND (MOUNT_NOT_FOUND, FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT,
     NOT_A_DIRECTORY).
     """
+    GetFile: _aio.UnaryUnaryMultiCallable[_restore_pb2.GetFileRequest, _restore_pb2.FileEntry]  # type: ignore[assignment]
+    """GetFile describes one file; a symbolic link at the end is described itself. NOT_FOUND (MOUNT_NOT_FOUND,
+    FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT).
+    """
+    SearchFiles: _aio.UnaryUnaryMultiCallable[_restore_pb2.SearchFilesRequest, _restore_pb2.SearchFilesResponse]  # type: ignore[assignment]
+    """SearchFiles looks for names below a directory; symbolic links are not followed. Errors as for ListFiles."""
     UnmountBackup: _aio.UnaryUnaryMultiCallable[_restore_pb2.UnmountBackupRequest, _restore_pb2.UnmountBackupResponse]  # type: ignore[assignment]
     """UnmountBackup unmounts and cleans up. Waits for running downloads, up to 30 s, unless forced:
     FAILED_PRECONDITION (MOUNT_BUSY). NOT_FOUND (MOUNT_NOT_FOUND).
@@ -87,8 +103,10 @@ class RestoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _restore_pb2.MountBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_restore_pb2.Mount, _abc.Awaitable[_restore_pb2.Mount]]:
-        """MountBackup mounts a restore point with all its disks. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION
-        (BACKUP_NOT_COMPLETED, NO_FILE_SYSTEM, MOUNT_FAILED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+        """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
+        answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
+        NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
+        VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
         """
 
     @_abc_1.abstractmethod
@@ -116,6 +134,24 @@ class RestoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListFiles lists a directory by name. NOT_FOUND (MOUNT_NOT_FOUND, FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT,
         NOT_A_DIRECTORY).
         """
+
+    @_abc_1.abstractmethod
+    def GetFile(
+        self,
+        request: _restore_pb2.GetFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_restore_pb2.FileEntry, _abc.Awaitable[_restore_pb2.FileEntry]]:
+        """GetFile describes one file; a symbolic link at the end is described itself. NOT_FOUND (MOUNT_NOT_FOUND,
+        FILE_NOT_FOUND); INVALID_ARGUMENT (PATH_OUTSIDE_MOUNT).
+        """
+
+    @_abc_1.abstractmethod
+    def SearchFiles(
+        self,
+        request: _restore_pb2.SearchFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_restore_pb2.SearchFilesResponse, _abc.Awaitable[_restore_pb2.SearchFilesResponse]]:
+        """SearchFiles looks for names below a directory; symbolic links are not followed. Errors as for ListFiles."""
 
     @_abc_1.abstractmethod
     def UnmountBackup(
