@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from sendense_blockio.errors import ExtentError
 from sendense_blockio.extents import Extent, check
 
 log = structlog.get_logger()
+
+REMEMBERED_LOOKS = 100
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Agent:
         self._readers = readers
         self._fence = Fence()
         self._captures: dict[tuple[str, int], Capture] = {}
+        self._looks: OrderedDict[tuple[VmRef, str, str], Look] = OrderedDict()
 
     async def list_vms(self, name: str) -> list[Vm]:
         """Returns the VMs of all vCenters (of exactly this name, when one is given), by name."""
@@ -115,12 +119,22 @@ class Agent:
         return await snapshots.remove_snapshot(await self._vcenter(ref), ref, holder, moref)
 
     async def look_for_revert(self, ref: VmRef, since: str, own: str) -> Look:
-        """Tells from the event log whether a VM was reverted between two marks, as `Snapshot.event_mark` has them."""
+        """Tells from the event log whether a VM was reverted between two marks, as `Snapshot.event_mark` has them.
+
+        What the log told once about these marks is remembered: it is asked for each disk of a job.
+        """
+        if (ref, since, own) in self._looks:
+            return self._looks[ref, since, own]
         since_mark, own_mark = Mark.parse(since), Mark.parse(own)
         if since_mark is None or own_mark is None:
             missing = "parent's" if since_mark is None else "job's own"
             return Look(Finding.INCOMPLETE, f"the event log could not be read when the {missing} snapshot was made")
-        return await event_log.look_for_revert(await self._vcenter(ref), ref, since_mark, own_mark)
+        look = await event_log.look_for_revert(await self._vcenter(ref), ref, since_mark, own_mark)
+        if look.finding is not Finding.INCOMPLETE:
+            self._looks[ref, since, own] = look
+            while len(self._looks) > REMEMBERED_LOOKS:
+                self._looks.popitem(last=False)
+        return look
 
     async def plan(self, ref: VmRef, snapshot_moref: str, device_key: int, parent: str, alignment: int) -> Plan:
         """Returns what must be copied of a snapshot's disk."""

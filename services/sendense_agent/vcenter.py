@@ -37,6 +37,23 @@ THREADS = 6
 _LOST = (OSError, http.client.HTTPException, ExpatError)
 
 
+class Service:
+    """pyVmomi's service instance with its content read once: pyVmomi asks vCenter for it at each use.
+
+    Attributes:
+        content: Where all managers are; the same for the time of a session.
+    """
+
+    def __init__(self, instance: Any) -> None:
+        self._stub = instance._stub  # noqa: SLF001  # managed objects are made with it
+        self._instance = instance
+        self.content = instance.RetrieveContent()
+
+    def CurrentTime(self) -> Any:  # as pyVmomi calls it
+        """Returns the time by vCenter's clock."""
+        return self._instance.CurrentTime()
+
+
 class VCenter:
     """One vCenter.
 
@@ -176,11 +193,12 @@ class VCenter:
         service = vim.ServiceInstance("ServiceInstance", stub)
         try:
             self._log_in(service)
-            log.info("logged in", vcenter=account.name, version=service.content.about.version)
+            session = Service(service)
+            log.info("logged in", vcenter=account.name, version=session.content.about.version)
         except BaseException:
             _drop_connections(service)
             raise
-        return service
+        return session
 
     def _log_in_and_out(self, pin: Pin) -> None:
         service = self._connect(pin)
