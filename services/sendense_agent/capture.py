@@ -31,6 +31,7 @@ log = structlog.get_logger()
 PROGRESS_SECONDS = 0.5
 WAITING_BATCHES = 4
 END_SECONDS = 30.0
+REAP_SECONDS = 1.0
 _LOOK_SECONDS = 0.2
 
 
@@ -153,6 +154,8 @@ class Capture:
         try:
             await copying
         except (CopyCancelledError, CopyError, EndpointError) as error:
+            if getattr(error, "side", "") == "source":
+                await asyncio.wait([death], timeout=REAP_SECONDS)  # a cut connection is seen before a process's end
             if reader.ended:
                 raise CaptureFailed(await death, side="source", cause="READER_DIED", retryable=True) from error
             raise _failure(error, reader) from error

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator
@@ -42,8 +43,8 @@ class Reader:
         pid: Its process.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path) -> None:
-        self.socket = socket
+    def __init__(self, process: asyncio.subprocess.Process, listening: Path) -> None:
+        self.socket = listening
         self.pid = process.pid
         self._process = process
         self._lines: deque[str] = deque(maxlen=STDERR_LINES)
@@ -68,12 +69,12 @@ class Reader:
         """Ends the process; by force when it does not end by itself."""
         if not self.ended:
             self._process.terminate()
-            try:
-                async with asyncio.timeout(STOP_SECONDS):
-                    await self._process.wait()
-            except TimeoutError:
+            ending = asyncio.create_task(self._process.wait())
+            # No asyncio.timeout: in a task that is being cancelled, Python 3.11 does not turn it into a TimeoutError.
+            done, _ = await asyncio.wait([ending], timeout=STOP_SECONDS)
+            if not done:
                 self._process.kill()
-                await self._process.wait()
+            await ending
         await self._reading
 
     async def _read_stderr(self) -> None:
@@ -100,9 +101,9 @@ async def running_reader(description: ReaderDescription, directory: Path, disk: 
     """
     private = _private_directory(directory)
     try:
-        socket = private / "nbd.sock"
+        listening = private / "nbd.sock"
         process = await asyncio.create_subprocess_exec(
-            *_command(description, private, socket),
+            *_command(description, private, listening),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -110,12 +111,12 @@ async def running_reader(description: ReaderDescription, directory: Path, disk: 
             # A Ctrl-C at the terminal must not end it before the agent has ended its copy.
             process_group=0,
         )
-        reader = Reader(process, socket)
+        reader = Reader(process, listening)
         try:
-            await _wait_until_listening(reader, description.name, disk)
+            connection = await _connected(reader, description.name, disk)
             for name in description.secrets:
                 (private / name).unlink()  # it was read: nothing to be found later
-            await _probe(reader, description.name, disk)
+            await _probe(reader, connection, description.name, disk)
             yield reader
         finally:
             await reader.stop()
@@ -128,7 +129,7 @@ def _private_directory(parent: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="reader-", dir=parent))
 
 
-def _command(description: ReaderDescription, private: Path, socket: Path) -> list[str]:
+def _command(description: ReaderDescription, private: Path, listening: Path) -> list[str]:
     parameters = dict(description.parameters)
     for name, content in description.files.items():
         parameters[name] = str(_private_file(private / name, content))
@@ -141,7 +142,7 @@ def _command(description: ReaderDescription, private: Path, socket: Path) -> lis
         "--readonly",
         "--newstyle",
         "--unix",
-        str(socket),
+        str(listening),
         *(f"--filter={each}" for each in description.filters),
         description.plugin,
         *(f"{name}={value}" for name, value in parameters.items()),
@@ -155,14 +156,42 @@ def _private_file(path: Path, content: str) -> Path:
     return path
 
 
-async def _probe(reader: Reader, name: str, disk: Disk) -> None:
+async def _connected(reader: Reader, name: str, disk: Disk) -> socket.socket:
+    """Returns a connection to the reader once it listens: the socket's file is there a moment before."""
+    death = asyncio.create_task(reader.died())
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                connection = _try_to_connect(reader.socket)
+                if connection is not None:
+                    return connection
+                done, _ = await asyncio.wait([death], timeout=0.01)
+                if done:
+                    raise ReaderUnsuitable(name, str(disk), death.result())
+    except TimeoutError as error:
+        why = f"nbdkit does not listen: {reader.last_words() or 'no message'}"
+        raise ReaderUnsuitable(name, str(disk), why, retryable=True) from error
+    finally:
+        death.cancel()
+
+
+def _try_to_connect(path: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    return connection
+
+
+async def _probe(reader: Reader, connection: socket.socket, name: str, disk: Disk) -> None:
     """Raises unless the reader serves the disk's size and its first sector in time."""
-    reading = asyncio.create_task(asyncio.to_thread(_first_sector, reader.socket, disk.capacity_bytes))
+    reading = asyncio.create_task(asyncio.to_thread(_first_sector, connection, disk.capacity_bytes))
     death = asyncio.create_task(reader.died())
     try:
         await asyncio.wait([reading, death], timeout=PROBE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
-            # Ends the thread, too: its socket is closed from the other side.
             why = death.result() if death.done() else f"no first sector within {PROBE_SECONDS:g} s"
             await reader.stop()
             raise ReaderUnsuitable(name, str(disk), f"{why}: {reader.last_words() or 'no message'}", retryable=True)
@@ -173,15 +202,15 @@ async def _probe(reader: Reader, name: str, disk: Disk) -> None:
     finally:
         death.cancel()
         if not reading.done():
-            await reader.stop()
+            await reader.stop()  # which closes the other side of the thread's socket
             await asyncio.wait([reading])
 
 
-def _first_sector(socket: Path, capacity: int) -> str:
-    """Connects, reads the first sector, and returns what is wrong; blocking, ends when the server does."""
+def _first_sector(connection: socket.socket, capacity: int) -> str:
+    """Reads the first sector, and returns what is wrong; blocking, ends when the server does."""
     handle = nbd.NBD()
     try:
-        handle.connect_unix(str(socket))
+        handle.connect_socket(connection.detach())
         size = handle.get_size()
         if size != capacity:
             return f"it serves {size} bytes, the disk has {capacity}"
@@ -190,18 +219,3 @@ def _first_sector(socket: Path, capacity: int) -> str:
     except nbd.Error as error:
         return f"the disk cannot be opened ({error.string})"
     return ""
-
-
-async def _wait_until_listening(reader: Reader, name: str, disk: Disk) -> None:
-    death = asyncio.create_task(reader.died())
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            while not reader.socket.exists():
-                done, _ = await asyncio.wait([death], timeout=0.01)
-                if done:
-                    raise ReaderUnsuitable(name, str(disk), death.result())
-    except TimeoutError as error:
-        why = f"nbdkit does not listen: {reader.last_words() or 'no message'}"
-        raise ReaderUnsuitable(name, str(disk), why, retryable=True) from error
-    finally:
-        death.cancel()

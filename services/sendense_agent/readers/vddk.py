@@ -23,10 +23,11 @@ VDDK = ReaderKind(
         "snapshot": "{snapshot}",
         "transports": "{transports}",
         "file": "{file}",
+        # Several connections that only read a frozen disk need no flush to agree.
+        "multi-conn-mode": "unsafe",
         "maxdata": str(LARGEST_REQUEST),
     },
     secrets={"password": "{password}"},
-    # The plugin advertises no multi-conn; its connections only read a frozen disk, so several are right.
     filters=("multi-conn", "blocksize"),
     options={"libdir": "", "transports": "nbdssl:nbd"},
     installed="vddk_library_version=",
