@@ -10,12 +10,16 @@ import grpc
 import structlog
 from grpc import aio
 
-from sendense_rpc.interceptor import REQUEST_ID
+from sendense_rpc.identity import current_limits
+from sendense_rpc.limits import HEADER as LIMITS
+from sendense_rpc.mtls import channel_credentials
+from sendense_rpc.settings import ServiceSettings
 from sendense_rpc.status import from_rpc_error
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
+REQUEST_ID = "x-request-id"
 MAX_MESSAGE_BYTES = 8 << 20
 DEFAULT_TIMEOUT = 30.0
 
@@ -28,20 +32,23 @@ class Peer:
     Args:
         target: gRPC target, such as `unix:/…/repository.sock`.
         identity_file: File with the workload token; read at each call, so that it can be renewed.
+        credentials: How the other machine proves itself and we do; None on this machine.
     """
 
-    def __init__(self, target: str, identity_file: Path) -> None:
+    def __init__(self, target: str, identity_file: Path, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._identity_file = identity_file
-        self.channel = aio.insecure_channel(
-            target,
-            options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                # Over a Unix socket, Python's gRPC would otherwise name the escaped path as authority.
-                ("grpc.default_authority", "localhost"),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-            ],
-        )
+        options: list[tuple[str, str | int]] = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        if credentials is None:
+            # Over a Unix socket, Python's gRPC would otherwise name the escaped path as authority.
+            options.append(("grpc.default_authority", "localhost"))
+            self.channel = aio.insecure_channel(target, options=options)
+        else:
+            options.append(("grpc.keepalive_time_ms", 30_000))
+            self.channel = aio.secure_channel(target, credentials, options=options)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the metadata of an outgoing call."""
@@ -49,6 +56,9 @@ class Peer:
         request_id = structlog.contextvars.get_contextvars().get("request_id")
         if request_id:
             entries.append((REQUEST_ID, str(request_id)))
+        limits = current_limits()
+        if limits:
+            entries.append((LIMITS, limits.to_header()))
         return tuple(entries)
 
     async def call(
@@ -89,3 +99,18 @@ class Peer:
 def unix_peer(socket: Path, identity_file: Path) -> Peer:
     """Returns a peer on a Unix socket of this machine."""
     return Peer(f"unix:{socket}", identity_file)
+
+
+def service_peer(settings: ServiceSettings, service: str, workload: str) -> Peer:
+    """Returns a service as a peer: on the other machine that the settings name, else on this one's Unix socket.
+
+    Args:
+        settings: Where the sockets are, and `SENDENSE_PEERS`.
+        service: Short name of the service, such as `repository`.
+        workload: Short name of who calls: its identity is used.
+    """
+    identity = settings.identity_file(workload)
+    address = settings.peers.get(service)
+    if address is None:
+        return unix_peer(settings.socket(service), identity)
+    return Peer(address, identity, channel_credentials(settings))

@@ -1,4 +1,7 @@
-"""Who calls: tokens are JWTs (EdDSA) that every service verifies itself, with the keys of a JWKS file.
+"""Who calls: tokens are JWTs that every service verifies itself, with the keys of a JWKS file.
+
+Sendense's own issuer signs with EdDSA. Further issuers (OIDC) are a setting: their keys are another JWKS file, and a
+claim of theirs says the role. Files are read again when they change, so keys are rotated without a restart.
 
 Roles are not a ladder: an operator starts and deletes backups but sees no content, `restore` sees content but starts
 nothing. `internal` is the role of workload identities and never comes through the gateway.
@@ -8,13 +11,16 @@ from __future__ import annotations
 
 import contextvars
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jwt
 from jwt.types import Options
 
 from sendense_rpc.errors import Kind, SendenseError
+from sendense_rpc.limits import Limits
 
 ISSUER = "sendense"
 AUDIENCE = "sendense"
@@ -38,11 +44,40 @@ class Caller:
         subject: Person or workload, such as `service:backup`.
         role: The token's role, a key of `GRANTS`.
         token_id: The token's `jti`.
+        limits: What the token is limited to; that of the person whom a workload works for, when it is a workload's.
+        source: Address that the request came from, as the gateway saw it; empty on this machine.
+        request_id: The request's id in the logs.
     """
 
     subject: str
     role: str
     token_id: str
+    limits: Limits = field(default_factory=Limits)
+    source: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whose tokens are taken.
+
+    Attributes:
+        name: What `iss` says.
+        audience: What `aud` must hold.
+        jwks_file: Its public keys.
+        algorithms: Signatures that are taken.
+        role_claim: The claim that names the role.
+        workloads: Whether it may issue workload identities (role `internal`).
+        prefix: Put before its subjects, so that no other issuer can make a token for one of ours.
+    """
+
+    name: str
+    audience: str
+    jwks_file: Path
+    algorithms: tuple[str, ...] = (ALGORITHM,)
+    role_claim: str = "role"
+    workloads: bool = False
+    prefix: str = ""
 
 
 _current: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("sendense_caller", default=None)
@@ -51,6 +86,12 @@ _current: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("senden
 def current_caller() -> Caller | None:
     """Returns who made the call that is being served, or None outside of one."""
     return _current.get()
+
+
+def current_limits() -> Limits:
+    """Returns what the current call's token is limited to; no limits outside of a call."""
+    caller = _current.get()
+    return caller.limits if caller else Limits()
 
 
 def set_caller(caller: Caller | None) -> contextvars.Token[Caller | None]:
@@ -71,13 +112,18 @@ class Unauthenticated(SendenseError):
 
 
 class TokenVerifier:
-    """Verifies bearer tokens against a JWKS file and a list of revoked ids; both are read again when they change."""
+    """Verifies bearer tokens against JWKS files and a list of revoked ids; all are read again when they change.
 
-    def __init__(self, jwks_file: Path, revoked_file: Path) -> None:
-        self._jwks_file = jwks_file
+    Args:
+        jwks_file: Public keys of Sendense's own issuer.
+        revoked_file: Ids of revoked tokens.
+        further: Other issuers whose tokens are taken.
+    """
+
+    def __init__(self, jwks_file: Path, revoked_file: Path, further: Sequence[Issuer] = ()) -> None:
+        own = Issuer(ISSUER, AUDIENCE, jwks_file, workloads=True)
+        self._issuers = {each.name: (each, _Keys(each.jwks_file)) for each in (own, *further)}
         self._revoked_file = revoked_file
-        self._keys: dict[str, jwt.PyJWK] = {}
-        self._keys_stamp = -1
         self._revoked: frozenset[str] = frozenset()
         self._revoked_stamp = -1
 
@@ -92,31 +138,48 @@ class TokenVerifier:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("the Authorization header is not 'Bearer <token>'")
+        return self._caller(*self._claims(token))
+
+    def _claims(self, token: str) -> tuple[Issuer, dict[str, Any]]:
         try:
-            key = self._key(str(jwt.get_unverified_header(token).get("kid", "")))
-            options: Options = {"require": ["exp", "iat", "sub", "jti", "role"]}
+            kid = str(jwt.get_unverified_header(token).get("kid", ""))
+            # Only to choose the keys: the signature is checked with the keys of exactly this issuer.
+            said = jwt.decode(token, options={"verify_signature": False}).get("iss")
+            if said not in self._issuers:
+                raise Unauthenticated("the token is from an unknown issuer")
+            issuer, keys = self._issuers[said]
+            needed = ["exp", "iat", "sub", issuer.role_claim, *(["jti"] if issuer.workloads else [])]
+            options: Options = {"require": needed}
             claims = jwt.decode(
-                token, key.key, algorithms=[ALGORITHM], audience=AUDIENCE, issuer=ISSUER, options=options
+                token,
+                keys.key(kid),
+                algorithms=list(issuer.algorithms),
+                audience=issuer.audience,
+                issuer=issuer.name,
+                options=options,
             )
         except jwt.ExpiredSignatureError as error:
             raise Unauthenticated("the token has expired") from error
-        except jwt.PyJWTError as error:
+        except jwt.ImmatureSignatureError as error:
+            raise Unauthenticated("the token is not yet valid") from error
+        except jwt.InvalidAudienceError as error:
+            raise Unauthenticated("the token is for another audience") from error
+        except (jwt.PyJWTError, TypeError) as error:
             raise Unauthenticated("the token is not valid") from error
-        if claims["jti"] in self._revoked_ids():
-            raise Unauthenticated("the token was revoked")
-        if claims["role"] not in GRANTS:
-            raise Unauthenticated("the token's role is not known")
-        return Caller(subject=str(claims["sub"]), role=str(claims["role"]), token_id=str(claims["jti"]))
+        return issuer, claims
 
-    def _key(self, kid: str) -> jwt.PyJWK:
-        stamp = self._jwks_file.stat().st_mtime_ns
-        if stamp != self._keys_stamp:
-            keys = jwt.PyJWKSet.from_json(self._jwks_file.read_text()).keys
-            self._keys = {key.key_id: key for key in keys if key.key_id}
-            self._keys_stamp = stamp
-        if kid not in self._keys:
-            raise Unauthenticated("the token was signed with an unknown key")
-        return self._keys[kid]
+    def _caller(self, issuer: Issuer, claims: dict[str, Any]) -> Caller:
+        token_id = str(claims.get("jti", ""))
+        if token_id in self._revoked_ids():
+            raise Unauthenticated("the token was revoked")
+        role = claims[issuer.role_claim]
+        if not isinstance(role, str) or role not in GRANTS or (role == "internal" and not issuer.workloads):
+            raise Unauthenticated("the token's role is not known")
+        try:
+            limits = Limits.of(claims.get("vms"), claims.get("repositories"))
+        except ValueError as error:
+            raise Unauthenticated("the token's limits cannot be understood") from error
+        return Caller(f"{issuer.prefix}{claims['sub']}", role, token_id, limits)
 
     def _revoked_ids(self) -> frozenset[str]:
         try:
@@ -127,6 +190,54 @@ class TokenVerifier:
             self._revoked = frozenset(json.loads(self._revoked_file.read_text()))
             self._revoked_stamp = stamp
         return self._revoked
+
+
+class _Keys:
+    """A JWKS file's keys by their ids."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._stamp = -1
+
+    def key(self, kid: str) -> jwt.PyJWK:
+        try:
+            stamp = self._file.stat().st_mtime_ns
+        except FileNotFoundError as error:
+            raise Unauthenticated("the issuer's keys are not known here yet") from error
+        if stamp != self._stamp:
+            keys = jwt.PyJWKSet.from_json(self._file.read_text()).keys
+            self._keys = {key.key_id: key for key in keys if key.key_id}
+            self._stamp = stamp
+        if kid not in self._keys:
+            raise Unauthenticated("the token was signed with an unknown key")
+        return self._keys[kid]
+
+
+class TokenLimited(SendenseError):
+    """A limited token may not call this."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"{method} is not for tokens that are limited to some VMs or repositories",
+            kind=Kind.PERMISSION_DENIED,
+            reason="TOKEN_LIMITED",
+            help="Ask an administrator for a token without limits.",
+        )
+
+
+def on_behalf(caller: Caller, limits_header: str | None) -> Caller:
+    """Returns a workload with the limits of the person that it works for; anybody else as they are.
+
+    Raises:
+        Unauthenticated: The limits that it names cannot be understood.
+    """
+    if caller.role != "internal" or not limits_header:
+        return caller
+    try:
+        return replace(caller, limits=Limits.from_header(limits_header))
+    except ValueError as error:
+        raise Unauthenticated("the limits that came with the call cannot be understood") from error
 
 
 def require_role(caller: Caller, role: str, method: str) -> None:

@@ -22,12 +22,15 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from sendense.access.v1 import options_pb2
+from sendense_rpc.audit import AuditLog
+from sendense_rpc.audit_client import audit_spool
 from sendense_rpc.channel import MAX_MESSAGE_BYTES
 from sendense_rpc.errors import SendenseError
-from sendense_rpc.identity import TokenVerifier
 from sendense_rpc.interceptor import Door
 from sendense_rpc.logs import configure_logs
+from sendense_rpc.methods import Method, methods_of
+from sendense_rpc.mtls import server_credentials
+from sendense_rpc.repeats import Ledger, Repeats
 from sendense_rpc.settings import ServiceSettings
 
 log = structlog.get_logger()
@@ -48,11 +51,13 @@ class Servicer:
         name: Full name, such as `sendense.backup.v1.BackupService`.
         servicer: Instance of the generated base class.
         register: The generated `add_…Servicer_to_server`.
+        own_repeats: Names of the RPCs that look after their `request_id` themselves, in their own transaction.
     """
 
     name: str
     servicer: Any
     register: Callable[[Any, aio.Server], None]
+    own_repeats: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,16 @@ class Service:
         servicers: What it offers.
         check: Looks whether the service can do its work and raises what is wrong.
         reflect: Names of services whose descriptors reflection shows besides its own.
+        requests: Keeps the answers to mutations that carry a `request_id`; a service with a public one needs it.
+        audit: Where mutations and refusals are recorded; None for the access service's log, by way of a spool.
     """
 
     name: str
     servicers: Sequence[Servicer]
     check: HealthCheck
     reflect: Sequence[str] = field(default_factory=tuple)
+    requests: Ledger | None = None
+    audit: AuditLog | None = None
 
 
 def run(build: Callable[[], AbstractAsyncContextManager[Service]], settings: ServiceSettings, name: str) -> None:
@@ -90,12 +99,22 @@ def run(build: Callable[[], AbstractAsyncContextManager[Service]], settings: Ser
 
 
 async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Event | None = None) -> None:
-    """Serves on the service's Unix socket until SIGTERM or SIGINT, or until `stop` is set."""
+    """Serves on the service's Unix socket until SIGTERM or SIGINT, or until `stop` is set.
+
+    With `rpc_listen` set, other machines are served on that address too, over mTLS.
+    """
     stop = stop or asyncio.Event()
-    server = build_server(service.servicers, settings, check=service.check, reflect=service.reflect)
     socket = settings.socket(service.name)
-    with listening(socket):
+    repeats = Repeats(service.requests) if service.requests else None
+    async with contextlib.AsyncExitStack() as stack:
+        audit = service.audit or await stack.enter_async_context(audit_spool(settings, service.name))
+        server = build_server(
+            service.servicers, settings, check=service.check, reflect=service.reflect, repeats=repeats, audit=audit
+        )
+        stack.enter_context(listening(socket))
         server.add_insecure_port(f"unix:{socket}")
+        if settings.rpc_listen:
+            server.add_secure_port(settings.rpc_listen, server_credentials(settings))
         await server.start()
         socket.chmod(0o600)
         with _signals(stop):
@@ -104,6 +123,8 @@ async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Ev
             # Still with our handlers: a second signal must not cut the calls that are being finished.
             log.info("draining")
             await server.stop(GRACE)
+            if repeats:
+                await repeats.drain()
     log.info("stopped")
 
 
@@ -124,18 +145,21 @@ def build_server(
     *,
     check: HealthCheck,
     reflect: Sequence[str] = (),
+    repeats: Repeats | None = None,
+    audit: AuditLog | None = None,
 ) -> aio.Server:
     """Returns a server with the one door, health and reflection; not yet listening.
 
     Raises:
         TypeError: A servicer leaves an RPC to its base class, or an RPC names no role.
     """
-    roles: dict[str, str] = {}
+    methods: dict[str, Method] = {}
     for each in servicers:
         descriptor = descriptor_pool.Default().FindServiceByName(each.name)
-        roles.update(method_roles(descriptor))
+        methods.update(methods_of(descriptor))
         _require_implemented(each, descriptor)
-    door = Door(TokenVerifier(settings.jwks_file, settings.revoked_file), roles)
+    own = frozenset(f"/{each.name}/{name}" for each in servicers for name in each.own_repeats)
+    door = Door(settings.verifier(), methods, repeats=repeats, own_repeats=own, audit=audit)
     server = aio.server(
         interceptors=[door],
         options=[
@@ -151,21 +175,6 @@ def build_server(
     names = {each.name for each in servicers} | set(reflect)
     reflection.enable_server_reflection((*sorted(names), reflection.SERVICE_NAME), server)
     return server
-
-
-def method_roles(descriptor: ServiceDescriptor) -> dict[str, str]:
-    """Returns for each RPC's path (`/pkg.Service/Method`) the role that it names, in lower case.
-
-    Raises:
-        TypeError: An RPC names none.
-    """
-    roles: dict[str, str] = {}
-    for method in descriptor.methods:
-        role = method.GetOptions().Extensions[options_pb2.role]
-        if role == options_pb2.ROLE_UNSPECIFIED:
-            raise TypeError(f"{method.full_name} names no role: add `option (sendense.access.v1.role)`")
-        roles[f"/{descriptor.full_name}/{method.name}"] = options_pb2.Role.Name(role).removeprefix("ROLE_").lower()
-    return roles
 
 
 def _require_implemented(each: Servicer, descriptor: ServiceDescriptor) -> None:

@@ -13,6 +13,7 @@ import struct
 
 from sendense_access.audit import Event
 from sendense_access.errors import AgentExists, AgentNotFound, InvalidRequest, KeyInUse
+from sendense_access.paging import decode_name, encode_name, page_limit
 from sendense_access.store import AccessStore, Agent
 from sendense_db.columns import utc_now
 from sendense_rpc.errors import SendenseError
@@ -67,9 +68,22 @@ class AgentRegistry:
             raise refusal
         return found
 
-    async def list(self) -> list[Agent]:
-        """Returns all enrolled agents, by name."""
-        return await self._store.agents()
+    async def list(self, page_size: int = 0, page_token: str = "") -> tuple[list[Agent], str]:
+        """Returns a page of enrolled agents, by name, and the next page's token (empty on the last page)."""
+        limit = page_limit(page_size)
+        found = await self._store.agents(limit + 1, decode_name(page_token))
+        return found[:limit], encode_name(found[limit - 1].agent_id) if len(found) > limit else ""
+
+    async def get(self, agent_id: str) -> Agent:
+        """Returns an enrolled agent.
+
+        Raises:
+            AgentNotFound: No such agent is enrolled.
+        """
+        agent = await self._store.agent(agent_id)
+        if agent is None:
+            raise AgentNotFound(f"the name '{agent_id}'")
+        return agent
 
     async def remove(self, agent_id: str, *, actor: str) -> Agent:
         """Forgets an agent's key.

@@ -1,7 +1,8 @@
 """The audit log's hash chain: each entry's hash covers its own facts and the hash of the entry before it.
 
-So an entry that is edited, removed from the middle or put in shows at the next link. Only `store.append_audit` writes,
-inside the transaction of the mutation that it records: there is no mutation without its entry.
+So an entry that is edited, removed from the middle or put in shows at the next link; one that is cut off the end shows
+against the head that is kept, signed, beside the database. Only the store appends: this service's own mutations
+inside their transaction, those of other services when they report them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+
+from sendense_rpc.identity import current_caller
 
 GENESIS = "0" * 64
 """What the first entry names as the hash before it."""
@@ -29,6 +32,10 @@ class Event:
         target: What it was done to, such as a token's id.
         result: `ok` or the reason of the refusal.
         detail: Further facts; never a secret.
+        source: Address that the request came from; of the current call unless said.
+        request_id: The request's id in the logs; of the current call unless said.
+        token_id: The token that was used; of the current call unless said.
+        event_id: The reporter's id of the event; empty for this service's own.
     """
 
     actor: str
@@ -36,6 +43,15 @@ class Event:
     target: str
     result: str = OK
     detail: str = ""
+    source: str = field(default_factory=lambda: _of_call("source"))
+    request_id: str = field(default_factory=lambda: _of_call("request_id"))
+    token_id: str = field(default_factory=lambda: _of_call("token_id"))
+    event_id: str = ""
+
+
+def _of_call(fact: str) -> str:
+    caller = current_caller()
+    return str(getattr(caller, fact)) if caller else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +78,13 @@ class BrokenChain(Exception):
 
     Attributes:
         sequence: The first position that does not fit.
+        problem: What does not fit there.
     """
 
     def __init__(self, sequence: int, problem: str) -> None:
         super().__init__(f"the audit log is broken at entry {sequence}: {problem}")
         self.sequence = sequence
+        self.problem = problem
 
 
 def chained(sequence: int, at: datetime, event: Event, previous_hash: str) -> Entry:
@@ -80,20 +98,45 @@ def verify_chain(entries: Iterable[Entry]) -> int:
     Raises:
         BrokenChain: An entry was edited, removed or put in.
     """
-    previous, count = GENESIS, 0
+    walk = ChainWalk()
     for entry in entries:
-        count += 1
-        if entry.sequence != count:
-            raise BrokenChain(count, f"entry {entry.sequence} is in its place")
-        if entry.previous_hash != previous:
-            raise BrokenChain(count, "it does not follow the entry before it")
+        walk.step(entry)
+    return walk.count
+
+
+class ChainWalk:
+    """Checks entries one by one, in order of their position.
+
+    Attributes:
+        count: How many were good.
+        last_hash: Hash of the last good one; `GENESIS` before the first.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_hash = GENESIS
+
+    def step(self, entry: Entry) -> None:
+        """Checks the next entry.
+
+        Raises:
+            BrokenChain: It was edited, or it is not the one that was here.
+        """
+        position = self.count + 1
+        if entry.sequence != position:
+            raise BrokenChain(position, f"entry {entry.sequence} is in its place")
+        if entry.previous_hash != self.last_hash:
+            raise BrokenChain(position, "it does not follow the entry before it")
         if entry.entry_hash != _hash(entry.sequence, entry.at, entry.event, entry.previous_hash):
-            raise BrokenChain(count, "its content does not fit its hash")
-        previous = entry.entry_hash
-    return count
+            raise BrokenChain(position, "its content does not fit its hash")
+        self.count, self.last_hash = position, entry.entry_hash
 
 
 def _hash(sequence: int, at: datetime, event: Event, previous_hash: str) -> str:
     # A JSON list keeps the fields apart: no two different entries have the same bytes.
     facts = [sequence, at.isoformat(), event.actor, event.action, event.target, event.result, event.detail]
+    # Entries from before these columns have none of them, and keep their hash. A longer list is never a shorter one.
+    further = [event.source, event.request_id, event.token_id, event.event_id]
+    if any(further):
+        facts += further
     return hashlib.sha256(json.dumps([*facts, previous_hash]).encode()).hexdigest()

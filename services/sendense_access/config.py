@@ -25,6 +25,11 @@ class AccessSettings(ServiceSettings):
         return self.root / "keys"
 
     @property
+    def audit_head_file(self) -> Path:
+        """The signed head of the audit log (0600): what shows that its end was cut off."""
+        return self.root / "keys" / "audit-head.token"
+
+    @property
     def admin_token_file(self) -> Path:
         """The administrator's token (0600), made at the first start."""
         return self.root / "admin.token"

@@ -27,6 +27,18 @@ class TokenNotFound(SendenseError):
         )
 
 
+class RpcNotFound(SendenseError):
+    """There is no such call."""
+
+    def __init__(self, asked: str) -> None:
+        super().__init__(
+            f"there is no call '{asked}'",
+            kind=Kind.NOT_FOUND,
+            reason="RPC_NOT_FOUND",
+            help="Name it as in 'BackupService.StartBackup' or 'POST /api/v1/backup/start'.",
+        )
+
+
 class AgentNotFound(SendenseError):
     """No enrolled agent has this name, or this key."""
 

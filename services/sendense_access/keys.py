@@ -16,12 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 from sendense_rpc.identity import ALGORITHM, AUDIENCE, GRANTS, ISSUER
+from sendense_rpc.limits import Limits
 
 WORKLOADS = ("access", "agent", "backup", "exports", "gateway", "repository", "restore", "tunnel")
 """Processes that get a workload identity."""
 
 WORKLOAD_LIFETIME = 400 * 24 * 3600
 """Seconds for which a workload token is good; each start of a node writes new ones."""
+
+
+_SEALED = "sendense-access-only"
 
 
 class SigningKey:
@@ -60,19 +64,34 @@ class SigningKey:
         jwk = json.loads(OKPAlgorithm.to_jwk(self._private.public_key()))
         return {"keys": [{**jwk, "kid": self.kid, "alg": ALGORITHM, "use": "sig"}]}
 
-    def sign(self, subject: str, role: str, lifetime_seconds: int, token_id: str = "") -> str:
-        """Returns a signed token.
+    def jwks_json(self) -> str:
+        """Returns the public half as a JWK set, in JSON."""
+        return json.dumps(self.jwks())
+
+    def sign(
+        self,
+        subject: str,
+        role: str,
+        lifetime_seconds: int,
+        token_id: str = "",
+        *,
+        limits: Limits | None = None,
+        issued_at: int | None = None,
+    ) -> str:
+        """Returns a signed token. The same arguments give the same token: Ed25519 signatures are deterministic.
 
         Args:
             subject: Who it is for.
             role: A role of `sendense_rpc.identity.GRANTS`.
             lifetime_seconds: How long it is good, from now.
             token_id: Its `jti`; a new one when empty.
+            limits: What it is limited to.
+            issued_at: Unix time from which it counts; now unless said.
         """
         if role not in GRANTS:
             raise ValueError(f"no role '{role}'")
-        now = int(time.time())
-        claims = {
+        now = int(time.time()) if issued_at is None else issued_at
+        claims: dict[str, Any] = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": subject,
@@ -81,7 +100,22 @@ class SigningKey:
             "iat": now,
             "exp": now + lifetime_seconds,
         }
+        if limits:
+            claims |= {"vms": sorted(limits.vms), "repositories": sorted(limits.repositories)}
         return jwt.encode(claims, self._private, algorithm=ALGORITHM, headers={"kid": self.kid})
+
+    def seal(self, facts: dict[str, Any]) -> str:
+        """Returns facts signed for this service itself; no verifier takes them for a token."""
+        return jwt.encode({**facts, "aud": _SEALED}, self._private, algorithm=ALGORITHM, headers={"kid": self.kid})
+
+    def unseal(self, sealed: str) -> dict[str, Any]:
+        """Returns facts that this key sealed.
+
+        Raises:
+            jwt.PyJWTError: It did not.
+        """
+        facts: dict[str, Any] = jwt.decode(sealed, self._private.public_key(), algorithms=[ALGORITHM], audience=_SEALED)
+        return facts
 
     def read(self, token: str) -> dict[str, Any]:
         """Returns the claims of a token that this key signed and that has not expired.

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sendense.access.v1 import access_pb2_grpc
+from sendense.access.v1 import access_pb2_grpc, audit_pb2_grpc
 from sendense_access.agents import AgentRegistry
+from sendense_access.audit_desk import AuditDesk
 from sendense_access.config import AccessSettings
+from sendense_access.explain import Explainer
 from sendense_access.keys import SigningKey
-from sendense_access.public_api import public_services
-from sendense_access.servicer import AccessServicer, AgentRegistryServicer
-from sendense_access.store import AccessStore
+from sendense_access.public_api import all_methods, public_services
+from sendense_access.servicer import AccessServicer, AgentRegistryServicer, AuditServicer
+from sendense_access.store import AccessStore, AuditStore
 from sendense_access.tokens import TokenIssuer
 from sendense_db.engine import Database
 from sendense_rpc.server import Service, Servicer, run
@@ -25,15 +27,24 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
     try:
         store = AccessStore(database)
         tokens = TokenIssuer(store, key, settings.revoked_file)
+        desk = AuditDesk(AuditStore(database), key, settings.audit_head_file)
         await tokens.write_revoked()
         await tokens.ensure_administrator(settings.admin_token_file, settings.admin_token_lifetime_seconds)
+        await desk.keep_head()
         yield Service(
             name="access",
             servicers=(
                 Servicer(
                     "sendense.access.v1.AccessService",
-                    AccessServicer(tokens),
+                    AccessServicer(tokens, Explainer(all_methods(), tokens), key),
                     access_pb2_grpc.add_AccessServiceServicer_to_server,
+                    # A kept answer would be a kept token: the same request is signed again instead.
+                    own_repeats=frozenset({"CreateToken"}),
+                ),
+                Servicer(
+                    "sendense.access.v1.AuditService",
+                    AuditServicer(desk),
+                    audit_pb2_grpc.add_AuditServiceServicer_to_server,
                 ),
                 Servicer(
                     "sendense.access.v1.AgentRegistryService",
@@ -43,6 +54,8 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
             ),
             check=store.check,
             reflect=public_services(),
+            requests=store.ledger,
+            audit=desk,
         )
     finally:
         await database.close()

@@ -47,6 +47,23 @@ def decode_page(token: str) -> tuple[datetime, str] | None:
     return moment, last_id
 
 
+def encode_name(name: str) -> str:
+    """Returns the token of the page that begins after the item of this name."""
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def decode_name(token: str) -> str:
+    """Returns the name that a page token says; empty for the first page.
+
+    Raises:
+        InvalidRequest: It was not made here.
+    """
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise _wrong_token() from error
+
+
 def _wrong_token() -> InvalidRequest:
     return InvalidRequest(
         "page_token",

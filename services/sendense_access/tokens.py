@@ -7,8 +7,10 @@ after the row, and once more from the rows at every start, so a crash between th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,11 @@ from sendense_access.audit import Event
 from sendense_access.errors import InvalidRequest, TokenNotFound
 from sendense_access.keys import SigningKey, write_private
 from sendense_access.paging import decode_page, encode_page, page_limit
-from sendense_access.store import AccessStore, Token
+from sendense_access.store import AccessStore, Token, TokenFilter
 from sendense_db.columns import utc_now
+from sendense_rpc.limits import MOST as MOST_LIMITS
+from sendense_rpc.limits import Limits
+from sendense_rpc.repeats import RequestIdReused
 
 log = structlog.get_logger()
 
@@ -47,40 +52,79 @@ class TokenIssuer:
         self._key = key
         self._revoked_file = revoked_file
 
-    async def create(self, subject: str, role: str, lifetime_seconds: int, *, actor: str) -> tuple[Token, str]:
+    async def create(
+        self,
+        subject: str,
+        role: str,
+        lifetime_seconds: int,
+        *,
+        actor: str,
+        limits: Limits | None = None,
+        request_id: str = "",
+    ) -> tuple[Token, str]:
         """Signs a token and returns what was recorded with the token itself.
+
+        Asked again with the same request id it signs the same facts again, which gives the same token: so the token
+        is kept nowhere, and still comes back to a caller that did not hear the first answer.
 
         Args:
             subject: Who it is for.
             role: `viewer`, `restore`, `operator` or `admin`.
             lifetime_seconds: Its life; 0 means 30 days.
             actor: Who asks.
+            limits: What it is limited to.
+            request_id: The caller's; empty for none.
 
         Raises:
-            InvalidRequest: It would live longer than a year, or be taken for one of Sendense's own processes.
+            InvalidRequest: It would live longer than a year, or be taken for one of Sendense's own processes, or
+                has too many limits.
+            RequestIdReused: The request id came with another request.
         """
+        limits = limits or Limits()
         if lifetime_seconds > LONGEST_LIFETIME:
             raise InvalidRequest("lifetime_seconds", f"is more than a year ({LONGEST_LIFETIME} s)")
         if subject.startswith(WORKLOAD_PREFIX):
             raise InvalidRequest(
                 "subject", f"must not begin with '{WORKLOAD_PREFIX}', which names Sendense's processes"
             )
+        for name, entries in (("vms", limits.vms), ("repositories", limits.repositories)):
+            if len(entries) > MOST_LIMITS:
+                raise InvalidRequest(name, f"has more than {MOST_LIMITS} entries")
         lifetime = lifetime_seconds or DEFAULT_LIFETIME
-        token_id = uuid.uuid4().hex
-        secret = self._key.sign(subject, role, lifetime, token_id)
+        token_id = _repeatable_id(actor, request_id) if request_id else uuid.uuid4().hex
         now = utc_now()
-        token = Token(token_id, subject, role, now, now + timedelta(seconds=lifetime))
-        await self._store.add_token(token, Event(actor, "token.create", token_id, detail=f"{role} for {subject}"))
+        asked = Token(token_id, subject, role, now, now + timedelta(seconds=lifetime), limits=limits)
+        event = Event(actor, "token.create", token_id, detail=_facts(asked))
+        token = await self._store.add_token(asked, event)
+        if _asked_for(token) != _asked_for(asked):
+            raise RequestIdReused(request_id)
+        issued_at = int(token.created_at.timestamp())
+        secret = self._key.sign(subject, role, lifetime, token_id, limits=limits, issued_at=issued_at)
         return token, secret
 
-    async def list(self, page_size: int, page_token: str) -> tuple[list[Token], str]:
+    async def get(self, token_id: str) -> Token:
+        """Returns a token.
+
+        Raises:
+            TokenNotFound: It was never issued here.
+        """
+        token = await self._store.token(token_id)
+        if token is None:
+            raise TokenNotFound(token_id)
+        return token
+
+    async def find(self, token_id: str) -> Token | None:
+        """Returns a token, or None when it was never issued here."""
+        return await self._store.token(token_id)
+
+    async def list(self, page_size: int, page_token: str, chosen: TokenFilter | None = None) -> tuple[list[Token], str]:
         """Returns a page of tokens, newest first, and the next page's token (empty on the last page).
 
         Raises:
             InvalidRequest: The page token was not made here, or the size is negative.
         """
         limit = page_limit(page_size)
-        found = await self._store.tokens(limit + 1, decode_page(page_token))
+        found = await self._store.tokens(limit + 1, decode_page(page_token), chosen)
         page = found[:limit]
         more = len(found) > limit
         return page, encode_page(page[-1].created_at, page[-1].token_id) if more else ""
@@ -99,9 +143,13 @@ class TokenIssuer:
         await self.write_revoked()
         return token
 
+    async def revoked_ids(self) -> Sequence[str]:
+        """Returns the ids of revoked tokens that have not expired."""
+        return await self._store.revoked_ids(utc_now())
+
     async def write_revoked(self) -> None:
         """Writes the ids that verifiers refuse, from the table."""
-        ids = await self._store.revoked_ids(utc_now())
+        ids = await self.revoked_ids()
         write_private(self._revoked_file, json.dumps(ids).encode())
 
     async def ensure_administrator(self, token_file: Path, lifetime_seconds: int) -> None:
@@ -138,6 +186,23 @@ class TokenIssuer:
         await self._store.add_token(
             token, Event(SELF, "token.adopt", token_id, detail=f"{token.role} for {token.subject}")
         )
+
+
+def _repeatable_id(actor: str, request_id: str) -> str:
+    return hashlib.sha256("\0".join((actor, request_id)).encode()).hexdigest()[:32]
+
+
+def _asked_for(token: Token) -> tuple[object, ...]:
+    return token.subject, token.role, token.limits, token.expires_at - token.created_at
+
+
+def _facts(token: Token) -> str:
+    limited = [
+        f"{kind} {', '.join(sorted(names))}"
+        for kind, names in (("VMs", token.limits.vms), ("repositories", token.limits.repositories))
+        if names
+    ]
+    return "; limited to ".join([f"{token.role} for {token.subject}", *limited])
 
 
 def _read_if_there(file: Path) -> str:

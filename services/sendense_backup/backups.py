@@ -11,6 +11,7 @@ from datetime import datetime
 from sendense_backup.errors import (
     AmbiguousVmName,
     BackupMustEnd,
+    BackupNotFound,
     ExactlyOneVm,
     NoFullBackup,
     RepositoryDisabled,
@@ -20,6 +21,7 @@ from sendense_backup.errors import (
 from sendense_backup.model import COMPLETED, INCREMENTAL, Chain, Holder, Job, KnownVm, VmContext
 from sendense_backup.store.admission import NewJob
 from sendense_backup.workflows.runtime import Runtime
+from sendense_rpc.identity import current_limits
 
 WATCH_SECONDS = 0.5
 """A watched job is looked at this often, so changes are told at most twice a second."""
@@ -61,16 +63,21 @@ class Backups:
             VmNotFound: No connected agent knows the VM.
             AmbiguousVmName: Several VMs have the name.
             RemoteError: REPOSITORY_NOT_FOUND.
+            OutsideLimits: The caller's token does not admit the VM or the repository.
             NoFullBackup: An increment with nothing to build on.
             BackupRunning: The VM has a job that has not ended.
         """
         if bool(order.vm_name) == bool(order.vm_uuid):
             raise ExactlyOneVm
+        limits = current_limits()
         known = await self.catalogue.admission.known_request(order.request_id)
         if known is not None:
+            limits.require_vm(known.vm_name, known.ref.vm_uuid)
+            limits.require_repository(known.repository, known.repository_id)
             return known
         found = await self._find(order)
         repository = await self._repository.repository(order.repository or self._runtime.settings.default_repository)
+        limits.require_repository(repository.name, repository.repository_id)
         if not repository.enabled:
             raise RepositoryDisabled(repository.name)
         vm = found.vm
@@ -102,6 +109,11 @@ class Backups:
                 order.vm_name or order.vm_uuid,
                 help_text="List the VMs that the connected agents know: sendense-ctl vm list",
             )
+        limits = current_limits()
+        admitted = [each for each in vms if limits.admits_vm(each.vm.name, each.vm.ref.vm_uuid)]
+        if not admitted:
+            limits.require_vm(vms[0].vm.name, vms[0].vm.ref.vm_uuid)
+        vms = admitted
         if len(vms) > 1:
             if order.vm_uuid:
                 raise VmOnSeveralAgents(order.vm_uuid, vms)
@@ -161,16 +173,30 @@ class Backups:
             raise ExactlyOneVm
         contexts = self.catalogue.contexts
         found = await (contexts.named(vm_name) if vm_name else contexts.of_uuid(vm_uuid.lower()))
+        limits = current_limits()
+        found = [each for each in found if limits.admits_vm(each.vm_name, each.ref.vm_uuid)]
         if not found:
             raise VmNotFound(
                 vm_name or vm_uuid, help_text="It was never backed up. List the backups: sendense-ctl backup list"
             )
         if len(found) > 1:
             raise AmbiguousVmName(vm_name or vm_uuid, [(each.ref.vm_uuid, each.context_id) for each in found])
-        return found[0], await self._repository.chains(found[0].context_id)
+        chains = await self._repository.chains(found[0].context_id)
+        if limits.repositories:
+            chains = [each for each in chains if await self._is_admitted(each.full_backup_id)]
+        return found[0], chains
+
+    async def _is_admitted(self, backup_id: str) -> bool:
+        try:
+            await self.catalogue.jobs.get(backup_id)
+        except BackupNotFound:
+            return False
+        return True
 
     async def vms(self, vm_name: str) -> Sequence[tuple[KnownVm, tuple[str, datetime] | None]]:
         """Returns the VMs that the connected agents know, by name, each with its newest completed backup."""
-        found = await self._agents.find_vms(vm_name)
+        limits = current_limits()
+        known = await self._agents.find_vms(vm_name)
+        found = [each for each in known if limits.admits_vm(each.vm.name, each.vm.ref.vm_uuid)]
         latest = await self.catalogue.contexts.latest_backups([each.vm.ref for each in found])
         return [(each, latest.get(each.vm.ref)) for each in found]

@@ -14,11 +14,13 @@ from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
 from sendense_backup.servicer import BackupServicer, VmServicer
 from sendense_backup.store import Catalogue
+from sendense_backup.store.tables import requests
 from sendense_backup.workflows.caretaker import Caretaker
 from sendense_backup.workflows.doorkeeper import Doorkeeper
 from sendense_backup.workflows.engine import Engine
 from sendense_backup.workflows.runtime import Observer, Runtime
-from sendense_rpc.channel import Peer, unix_peer
+from sendense_db.requests import RequestLedger
+from sendense_rpc.channel import Peer, service_peer
 from sendense_rpc.server import Service, Servicer, run
 
 NAME = "backup"
@@ -36,7 +38,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
     async with AsyncExitStack() as stack:
 
         def peer(service: str) -> Peer:
-            opened = unix_peer(settings.socket(service), identity)
+            opened = service_peer(settings, service, NAME)
             stack.push_async_callback(opened.close)
             return opened
 
@@ -66,6 +68,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
                     "sendense.backup.v1.BackupService",
                     BackupServicer(backups),
                     backup_pb2_grpc.add_BackupServiceServicer_to_server,
+                    own_repeats=frozenset({"StartBackup"}),
                 ),
                 Servicer(
                     "sendense.backup.v1.VmService",
@@ -74,6 +77,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
                 ),
             ],
             check=catalogue.database.check,
+            requests=RequestLedger(catalogue.database, requests),
         )
 
 

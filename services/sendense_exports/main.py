@@ -9,12 +9,13 @@ from datetime import timedelta
 
 from sendense.exports.v1 import exports_pb2_grpc
 from sendense_db.engine import Database
+from sendense_db.requests import RequestLedger
 from sendense_exports.catalogue import Catalogue
 from sendense_exports.config import ExportsSettings
 from sendense_exports.layout import ensure_layout
 from sendense_exports.nbdd_link import NbddLink
 from sendense_exports.servicer import ExportServicer
-from sendense_exports.store import ExportStore
+from sendense_exports.store import ExportStore, requests
 from sendense_exports.sweeper import sweeping
 from sendense_rpc.server import Service, Servicer, run
 
@@ -44,6 +45,7 @@ async def build(settings: ExportsSettings) -> AsyncIterator[Service]:
                     ),
                 ),
                 check=catalogue.check,
+                requests=RequestLedger(database, requests),
             )
     finally:
         await database.close()

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_db.columns import UtcDateTime, one_of, utc_now
 from sendense_db.engine import Database, new_metadata
+from sendense_db.requests import requests_table
 from sendense_exports.errors import (
     ExportExistsError,
     ExportHeldError,
@@ -52,6 +53,8 @@ nbd_export_fences = Table(
     Column("job_id", String(191), primary_key=True),
     Column("attempt", BigInteger, nullable=False),
 )
+
+requests = requests_table(metadata, "exports")
 
 
 @dataclass(frozen=True, slots=True)

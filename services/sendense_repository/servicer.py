@@ -20,11 +20,14 @@ from sendense_repository.chain import ChainViewer
 from sendense_repository.creation import LayerMaker, NewLayer
 from sendense_repository.deletion import Deleter
 from sendense_repository.errors import InvalidValue
+from sendense_repository.integrity_view import IntegrityView
 from sendense_repository.layer import LayerDesk
-from sendense_repository.point import NewPoint, PointDesk
+from sendense_repository.point import NewPoint, PlacedPoint, PointDesk
 from sendense_repository.registry import Registry
 from sendense_repository.sealing import Sealer
 from sendense_repository.unbroken import Unbroken
+from sendense_rpc.identity import current_limits
+from sendense_rpc.limits import OutsideLimits
 
 PAGE_AREAS = 10_000
 """Areas of one page of an answer."""
@@ -42,7 +45,10 @@ class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
     ) -> repository_pb2.ListRepositoriesResponse:
         """Lists the repositories by name."""
         del request, context
-        records = await self._registry.all()
+        limits = current_limits()
+        records = [
+            each for each in await self._registry.all() if limits.admits_repository(each.name, each.repository_id)
+        ]
         return repository_pb2.ListRepositoriesResponse(repositories=[convert.repository(each) for each in records])
 
     async def GetRepository(
@@ -50,6 +56,14 @@ class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
     ) -> repository_pb2.Repository:
         """Returns one repository."""
         del context
+        limits = current_limits()
+        if limits.repositories:
+            # Not by `get`, whose refusal lists all that there are.
+            known = [
+                each for each in await self._registry.all() if request.repository_id in (each.name, each.repository_id)
+            ]
+            if not any(limits.admits_repository(each.name, each.repository_id) for each in known):
+                raise OutsideLimits("repository", request.repository_id)
         return convert.repository(await self._registry.get(request.repository_id))
 
     async def CreateRepository(
@@ -141,10 +155,13 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
 class PointServicer(point_pb2_grpc.PointServiceServicer):
     """Implements PointService."""
 
-    def __init__(self, desk: PointDesk, chains: ChainViewer, deleter: Deleter, unbroken: Unbroken) -> None:
+    def __init__(
+        self, desk: PointDesk, chains: ChainViewer, deleter: Deleter, view: IntegrityView, unbroken: Unbroken
+    ) -> None:
         self._desk = desk
         self._chains = chains
         self._deleter = deleter
+        self._view = view
         self._unbroken = unbroken
 
     async def CommitPoint(self, request: point_pb2.CommitPointRequest, context: Any) -> point_pb2.Point:
@@ -159,23 +176,30 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
             snapshot_at=convert.moment(request.snapshot_at) if request.HasField("snapshot_at") else None,
             hardware_json=request.hardware_json,
         )
-        return convert.point(await self._unbroken.run(self._desk.commit(convert.holder(request.holder), wanted)))
+        placed = await self._unbroken.run(self._desk.commit(convert.holder(request.holder), wanted))
+        return await self._shown(placed)
 
     async def GetPoint(self, request: point_pb2.GetPointRequest, context: Any) -> point_pb2.Point:
         """Returns a committed point."""
         del context
-        return convert.point(await self._desk.get(request.backup_id))
+        return await self._shown(await self._desk.get(request.backup_id))
 
     async def GetLatestPoint(self, request: point_pb2.GetLatestPointRequest, context: Any) -> point_pb2.Point:
         """Returns a VM's newest committed point."""
         del context
-        return convert.point(await self._desk.latest(request.repository_id, request.vm_uuid))
+        return await self._shown(await self._desk.latest(request.repository_id, request.vm_uuid))
+
+    async def _shown(self, placed: PlacedPoint) -> point_pb2.Point:
+        """Returns a point with what is known of its files."""
+        damages = await self._view.damage_of(placed.layers)
+        return convert.point(placed, await self._view.of_point(placed.point), damages)
 
     async def GetChains(self, request: point_pb2.GetChainsRequest, context: Any) -> point_pb2.GetChainsResponse:
         """Returns a VM's chains."""
         del context
         chains = await self._chains.of_context(request.vm_context_id)
-        return point_pb2.GetChainsResponse(chains=[convert.chain(each) for each in chains])
+        damages = await self._view.damage_of([layer for chain in chains for layer in chain.layers])
+        return point_pb2.GetChainsResponse(chains=[convert.chain(each, damages) for each in chains])
 
     async def DeletePoint(self, request: point_pb2.DeletePointRequest, context: Any) -> point_pb2.DeletePointResponse:
         """Removes a restore point."""
@@ -192,7 +216,8 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
         """Keeps a point as it is."""
         del context
         work = self._desk.lease(request.backup_id, request.holder, request.seconds)
-        return convert.lease(await self._unbroken.run(work))
+        leased = await self._unbroken.run(work)
+        return convert.lease(leased, await self._view.of_backup(request.backup_id))
 
     async def ReleaseLease(
         self, request: point_pb2.ReleaseLeaseRequest, context: Any

@@ -114,7 +114,7 @@ class HttpServer:
         paths = request.query.getall("path", [])
         if len(paths) != 1 or not paths[0]:
             raise InvalidPath(", ".join(paths), "one path is needed, as ?path=/…")
-        mount = self._mounts.get(request.match_info["mount_id"])
+        mount = await self._mounts.admitted(request.match_info["mount_id"])
         path = parse_guest_path(paths[0])
         with mount.used(download=True):
             return await self._downloads.send(request, mount, path)

@@ -12,6 +12,7 @@ import structlog
 
 from sendense.restore.v1 import restore_pb2_grpc
 from sendense_db.engine import Database
+from sendense_db.requests import RequestLedger
 from sendense_restore.clients import PointClients
 from sendense_restore.config import RestoreSettings
 from sendense_restore.downloads import Downloads
@@ -24,9 +25,8 @@ from sendense_restore.mounter import PointMounter
 from sendense_restore.mounts import Limits, Mounts
 from sendense_restore.places import Places
 from sendense_restore.servicer import RestoreServicer
-from sendense_restore.store import MountStore
-from sendense_rpc.channel import unix_peer
-from sendense_rpc.identity import TokenVerifier
+from sendense_restore.store import MountStore, requests
+from sendense_rpc.channel import service_peer
 from sendense_rpc.server import Service, Servicer, run
 
 log = structlog.get_logger()
@@ -45,10 +45,9 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         asyncio.get_running_loop().set_default_executor(threads)
         database = Database(settings.catalogue_url)
         stack.push_async_callback(database.close)
-        identity = settings.identity_file(NAME)
-        backup = unix_peer(settings.socket("backup"), identity)
+        backup = service_peer(settings, "backup", NAME)
         stack.push_async_callback(backup.close)
-        repository = unix_peer(settings.socket("repository"), identity)
+        repository = service_peer(settings, "repository", NAME)
         stack.push_async_callback(repository.close)
         points = PointClients(backup, repository)
         leases = Leases(points, MountStore(database), settings.lease_seconds)
@@ -63,8 +62,7 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         mounts = Mounts(PointMounter([kernel, guestfs], settings.backend), points, leases, places, limits)
         await mounts.recover()
         await leases.recover()
-        verifier = TokenVerifier(settings.jwks_file, settings.revoked_file)
-        http = HttpServer(mounts, Downloads(threads, settings.stall_seconds), verifier)
+        http = HttpServer(mounts, Downloads(threads, settings.stall_seconds), settings.verifier())
         site = await stack.enter_async_context(http.serving(settings.http_socket))
         try:
             yield Service(
@@ -74,9 +72,11 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
                         "sendense.restore.v1.RestoreService",
                         RestoreServicer(mounts),
                         restore_pb2_grpc.add_RestoreServiceServicer_to_server,
+                        own_repeats=frozenset({"MountBackup"}),
                     )
                 ],
                 check=database.check,
+                requests=RequestLedger(database, requests),
             )
         finally:
             with _deaf_to_signals():

@@ -36,6 +36,7 @@ from sendense_restore.store import MountRow
 from sendense_restore.teardown import TeardownError
 from sendense_restore.tree import Mounter, Wish
 from sendense_rpc.errors import SendenseError
+from sendense_rpc.identity import current_limits
 
 log = structlog.get_logger()
 
@@ -105,6 +106,31 @@ class Mounts:
             raise MountNotFound(mount_id)
         return self._mounts[mount_id]
 
+    async def admitted(self, mount_id: str) -> Mount:
+        """Returns a mount that the caller's token admits; one outside of its limits is as if it were not there.
+
+        Raises:
+            MountNotFound: There is none of that id, for this caller.
+        """
+        mount = self.get(mount_id)
+        if current_limits():
+            try:
+                # The call carries the limits, and the backup service knows which VM and repository it is.
+                await self._points.resolve(mount.backup_id or mount.asked)
+            except SendenseError as error:
+                raise MountNotFound(mount_id) from error
+        return mount
+
+    async def all_admitted(self) -> list[Mount]:
+        """Returns the mounts that the caller's token admits, oldest first."""
+        found = []
+        for mount in self.all():
+            try:
+                found.append(await self.admitted(mount.mount_id))
+            except MountNotFound:
+                continue
+        return found
+
     async def mount(self, backup_id: str, request_id: str, wish: Wish, wait_seconds: float) -> Mount:
         """Mounts a backup's restore point; goes on in the background when the caller goes away.
 
@@ -133,7 +159,7 @@ class Mounts:
                 raise MountNotReady(known.mount_id, "unmounted")
             else:
                 known.making.result()
-        return known
+        return await self.admitted(known.mount_id)
 
     def _begin(self, backup_id: str, request_id: str, wish: Wish) -> Mount:
         if self._stopping:

@@ -34,17 +34,19 @@ class RestoreServicer(restore_pb2_grpc.RestoreServiceServicer):
     async def ListMounts(self, request: restore_pb2.ListMountsRequest, context: Any) -> restore_pb2.ListMountsResponse:
         """Lists what is mounted."""
         del request, context
-        return restore_pb2.ListMountsResponse(mounts=[mount_message(mount) for mount in self._mounts.all()])
+        return restore_pb2.ListMountsResponse(
+            mounts=[mount_message(mount) for mount in await self._mounts.all_admitted()]
+        )
 
     async def GetMount(self, request: restore_pb2.GetMountRequest, context: Any) -> restore_pb2.Mount:
         """Returns one mount."""
         del context
-        return mount_message(self._mounts.get(request.mount_id))
+        return mount_message(await self._mounts.admitted(request.mount_id))
 
     async def ListFiles(self, request: restore_pb2.ListFilesRequest, context: Any) -> restore_pb2.ListFilesResponse:
         """Lists a page of a directory."""
         del context
-        mount = self._mounts.get(request.mount_id)
+        mount = await self._mounts.admitted(request.mount_id)
         path = parse_guest_path(request.path)
         order = Order.of(request.order_by, request.pattern)
         with mount.used():
@@ -56,7 +58,7 @@ class RestoreServicer(restore_pb2_grpc.RestoreServiceServicer):
     async def GetFile(self, request: restore_pb2.GetFileRequest, context: Any) -> restore_pb2.FileEntry:
         """Describes a file."""
         del context
-        mount = self._mounts.get(request.mount_id)
+        mount = await self._mounts.admitted(request.mount_id)
         path = parse_guest_path(request.path)
         with mount.used():
             entry = await asyncio.to_thread(look_at, mount.root_of(path), path)
@@ -67,7 +69,7 @@ class RestoreServicer(restore_pb2_grpc.RestoreServiceServicer):
     ) -> restore_pb2.SearchFilesResponse:
         """Looks for names below a directory."""
         del context
-        mount = self._mounts.get(request.mount_id)
+        mount = await self._mounts.admitted(request.mount_id)
         path = parse_guest_path(request.path)
         with mount.used():
             found = await asyncio.to_thread(search, mount.root_of(path), path, request.pattern, request.limit)
@@ -78,5 +80,6 @@ class RestoreServicer(restore_pb2_grpc.RestoreServiceServicer):
     ) -> restore_pb2.UnmountBackupResponse:
         """Unmounts."""
         del context
-        await self._mounts.unmount(request.mount_id, force=request.force)
+        mount = await self._mounts.admitted(request.mount_id)
+        await self._mounts.unmount(mount.mount_id, force=request.force)
         return restore_pb2.UnmountBackupResponse()

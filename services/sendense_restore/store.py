@@ -9,6 +9,7 @@ from sqlalchemy import Column, Index, String, Table, delete, insert, select, upd
 
 from sendense_db.columns import UtcDateTime, one_of, utc_now
 from sendense_db.engine import Database, new_metadata
+from sendense_db.requests import requests_table
 
 metadata = new_metadata()
 
@@ -29,6 +30,8 @@ restore_mounts = Table(
     one_of("backend", "kernel", "guestfs"),
     Index(None, "backup_id"),
 )
+
+requests = requests_table(metadata, "restore")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sendense_backup.model import ACTIVE, OPERATION_KINDS
 from sendense_db.columns import UtcDateTime, one_of, utc_now
 from sendense_db.engine import new_metadata
+from sendense_db.requests import requests_table
 
 metadata = new_metadata()
 
@@ -236,3 +237,5 @@ installation = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("installation_id", String(36), nullable=False),
 )
+
+requests = requests_table(metadata, "backup")

@@ -19,6 +19,7 @@ from sqlalchemy import (
 
 from sendense_db.columns import UtcDateTime, one_of
 from sendense_db.engine import new_metadata
+from sendense_db.requests import requests_table
 
 metadata = new_metadata()
 
@@ -34,6 +35,7 @@ backup_repositories = Table(
     Column("available_size_bytes", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("deleted_at", UtcDateTime),
     one_of("repository_type", "local", "s3", "azure", "nfs"),
     Index(None, "repository_type"),
 )
@@ -138,3 +140,5 @@ repository_fences = Table(
     Column("attempt", BigInteger, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
 )
+
+requests = requests_table(metadata, "repository")

@@ -20,7 +20,7 @@ from sendense_access.audit import BrokenChain, verify_chain
 from sendense_access.config import AccessSettings
 from sendense_access.keys import SigningKey, write_private
 from sendense_access.main import build
-from sendense_access.store import AccessStore, metadata
+from sendense_access.store import AuditStore, metadata
 from sendense_db.engine import Database
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import Kind, RemoteError, SendenseError
@@ -239,8 +239,8 @@ async def test_every_mutation_and_refusal_is_in_the_audit_log_and_edits_show(set
         with pytest.raises(RemoteError):
             await peer.call(registry.RemoveAgent, access_pb2.RemoveAgentRequest(agent_id="nobody"))
     async with database(settings) as opened:
-        store = AccessStore(opened)
-        entries = await store.audit()
+        store = AuditStore(opened)
+        entries = [entry async for entry in store.all()]
         assert [(each.event.actor, each.event.action, each.event.result) for each in entries] == [
             ("service:access", "token.create", "ok"),
             ("administrator", "token.create", "ok"),
@@ -252,7 +252,7 @@ async def test_every_mutation_and_refusal_is_in_the_audit_log_and_edits_show(set
         async with opened.begin() as connection:
             await connection.execute(text("UPDATE audit_log SET actor = 'mallory' WHERE sequence = 3"))
         with pytest.raises(BrokenChain) as broken:
-            verify_chain(await store.audit())
+            verify_chain([entry async for entry in store.all()])
         assert broken.value.sequence == 3
 
 
@@ -260,7 +260,7 @@ async def test_parallel_mutations_keep_one_chain(settings):
     async with access(settings) as peer:
         await asyncio.gather(*(create(peer) for _ in range(20)))
     async with database(settings) as opened:
-        assert verify_chain(await AccessStore(opened).audit()) == 21
+        assert verify_chain([entry async for entry in AuditStore(opened).all()]) == 21
 
 
 async def test_reflection_knows_all_public_services_and_no_internal_one(settings):

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AccessServiceStub:
-    """AccessService issues and revokes tokens. It is the only one that signs.
+    """AccessService issues and revokes tokens, and explains what a token may do. It is the only one that signs.
     """
 
     def __init__(self, channel):
@@ -40,6 +40,11 @@ class AccessServiceStub:
                 request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.CreateTokenRequest.SerializeToString,
                 response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.CreateTokenResponse.FromString,
                 _registered_method=True)
+        self.GetToken = channel.unary_unary(
+                '/sendense.access.v1.AccessService/GetToken',
+                request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.GetTokenRequest.SerializeToString,
+                response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.Token.FromString,
+                _registered_method=True)
         self.ListTokens = channel.unary_unary(
                 '/sendense.access.v1.AccessService/ListTokens',
                 request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.ListTokensRequest.SerializeToString,
@@ -50,14 +55,31 @@ class AccessServiceStub:
                 request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.Token.FromString,
                 _registered_method=True)
+        self.ExplainAccess = channel.unary_unary(
+                '/sendense.access.v1.AccessService/ExplainAccess',
+                request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.ExplainAccessRequest.SerializeToString,
+                response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.ExplainAccessResponse.FromString,
+                _registered_method=True)
+        self.GetTrust = channel.unary_unary(
+                '/sendense.access.v1.AccessService/GetTrust',
+                request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.GetTrustRequest.SerializeToString,
+                response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.Trust.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
-    """AccessService issues and revokes tokens. It is the only one that signs.
+    """AccessService issues and revokes tokens, and explains what a token may do. It is the only one that signs.
     """
 
     def CreateToken(self, request, context):
         """CreateToken signs a new token. The token itself is in this answer only and is stored nowhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetToken(self, request, context):
+        """GetToken returns one. NOT_FOUND (TOKEN_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +99,21 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainAccess(self, request, context):
+        """ExplainAccess says whether a token may make a call, and why not. It changes nothing and makes no call.
+        NOT_FOUND (RPC_NOT_FOUND, TOKEN_NOT_FOUND); PERMISSION_DENIED (ROLE_MISSING) for others' tokens unless one is `admin`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrust(self, request, context):
+        """GetTrust returns what a process on another machine verifies tokens with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +121,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.CreateToken,
                     request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.CreateTokenRequest.FromString,
                     response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'GetToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetToken,
+                    request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.GetTokenRequest.FromString,
+                    response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.Token.SerializeToString,
             ),
             'ListTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTokens,
@@ -95,6 +137,16 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.RevokeTokenRequest.FromString,
                     response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.Token.SerializeToString,
             ),
+            'ExplainAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAccess,
+                    request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.ExplainAccessRequest.FromString,
+                    response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.ExplainAccessResponse.SerializeToString,
+            ),
+            'GetTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrust,
+                    request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.GetTrustRequest.FromString,
+                    response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.Trust.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'sendense.access.v1.AccessService', rpc_method_handlers)
@@ -104,7 +156,7 @@ def add_AccessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccessService:
-    """AccessService issues and revokes tokens. It is the only one that signs.
+    """AccessService issues and revokes tokens, and explains what a token may do. It is the only one that signs.
     """
 
     @staticmethod
@@ -124,6 +176,33 @@ class AccessService:
             '/sendense.access.v1.AccessService/CreateToken',
             sendense_dot_access_dot_v1_dot_access__pb2.CreateTokenRequest.SerializeToString,
             sendense_dot_access_dot_v1_dot_access__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.access.v1.AccessService/GetToken',
+            sendense_dot_access_dot_v1_dot_access__pb2.GetTokenRequest.SerializeToString,
+            sendense_dot_access_dot_v1_dot_access__pb2.Token.FromString,
             options,
             channel_credentials,
             insecure,
@@ -188,6 +267,60 @@ class AccessService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ExplainAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.access.v1.AccessService/ExplainAccess',
+            sendense_dot_access_dot_v1_dot_access__pb2.ExplainAccessRequest.SerializeToString,
+            sendense_dot_access_dot_v1_dot_access__pb2.ExplainAccessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.access.v1.AccessService/GetTrust',
+            sendense_dot_access_dot_v1_dot_access__pb2.GetTrustRequest.SerializeToString,
+            sendense_dot_access_dot_v1_dot_access__pb2.Trust.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class AgentRegistryServiceStub:
     """AgentRegistryService knows which agents may connect, by their SSH public keys.
@@ -202,6 +335,11 @@ class AgentRegistryServiceStub:
         self.EnrollAgent = channel.unary_unary(
                 '/sendense.access.v1.AgentRegistryService/EnrollAgent',
                 request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.EnrollAgentRequest.SerializeToString,
+                response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.Agent.FromString,
+                _registered_method=True)
+        self.GetAgent = channel.unary_unary(
+                '/sendense.access.v1.AgentRegistryService/GetAgent',
+                request_serializer=sendense_dot_access_dot_v1_dot_access__pb2.GetAgentRequest.SerializeToString,
                 response_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.Agent.FromString,
                 _registered_method=True)
         self.ListAgents = channel.unary_unary(
@@ -227,6 +365,13 @@ class AgentRegistryServiceServicer:
 
     def EnrollAgent(self, request, context):
         """EnrollAgent records an agent's public key. Enrolling the same key for the same agent again is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAgent(self, request, context):
+        """GetAgent returns one. NOT_FOUND (AGENT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,6 +404,11 @@ def add_AgentRegistryServiceServicer_to_server(servicer, server):
             'EnrollAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.EnrollAgent,
                     request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.EnrollAgentRequest.FromString,
+                    response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.Agent.SerializeToString,
+            ),
+            'GetAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgent,
+                    request_deserializer=sendense_dot_access_dot_v1_dot_access__pb2.GetAgentRequest.FromString,
                     response_serializer=sendense_dot_access_dot_v1_dot_access__pb2.Agent.SerializeToString,
             ),
             'ListAgents': grpc.unary_unary_rpc_method_handler(
@@ -304,6 +454,33 @@ class AgentRegistryService:
             target,
             '/sendense.access.v1.AgentRegistryService/EnrollAgent',
             sendense_dot_access_dot_v1_dot_access__pb2.EnrollAgentRequest.SerializeToString,
+            sendense_dot_access_dot_v1_dot_access__pb2.Agent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.access.v1.AgentRegistryService/GetAgent',
+            sendense_dot_access_dot_v1_dot_access__pb2.GetAgentRequest.SerializeToString,
             sendense_dot_access_dot_v1_dot_access__pb2.Agent.FromString,
             options,
             channel_credentials,

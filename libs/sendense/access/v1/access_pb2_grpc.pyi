@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccessServiceStub:
-    """AccessService issues and revokes tokens. It is the only one that signs."""
+    """AccessService issues and revokes tokens, and explains what a token may do. It is the only one that signs."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,25 +35,41 @@ class AccessServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
     CreateToken: _grpc.UnaryUnaryMultiCallable[_access_pb2.CreateTokenRequest, _access_pb2.CreateTokenResponse]
     """CreateToken signs a new token. The token itself is in this answer only and is stored nowhere."""
+    GetToken: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetTokenRequest, _access_pb2.Token]
+    """GetToken returns one. NOT_FOUND (TOKEN_NOT_FOUND)."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListTokensRequest, _access_pb2.ListTokensResponse]
     """ListTokens lists issued tokens, newest first, revoked ones too."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_access_pb2.RevokeTokenRequest, _access_pb2.Token]
     """RevokeToken makes a token worthless everywhere within a minute. Revoking twice is no error."""
+    ExplainAccess: _grpc.UnaryUnaryMultiCallable[_access_pb2.ExplainAccessRequest, _access_pb2.ExplainAccessResponse]
+    """ExplainAccess says whether a token may make a call, and why not. It changes nothing and makes no call.
+    NOT_FOUND (RPC_NOT_FOUND, TOKEN_NOT_FOUND); PERMISSION_DENIED (ROLE_MISSING) for others' tokens unless one is `admin`.
+    """
+    GetTrust: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetTrustRequest, _access_pb2.Trust]
+    """GetTrust returns what a process on another machine verifies tokens with."""
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
-    """AccessService issues and revokes tokens. It is the only one that signs."""
+    """AccessService issues and revokes tokens, and explains what a token may do. It is the only one that signs."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateToken: _aio.UnaryUnaryMultiCallable[_access_pb2.CreateTokenRequest, _access_pb2.CreateTokenResponse]  # type: ignore[assignment]
     """CreateToken signs a new token. The token itself is in this answer only and is stored nowhere."""
+    GetToken: _aio.UnaryUnaryMultiCallable[_access_pb2.GetTokenRequest, _access_pb2.Token]  # type: ignore[assignment]
+    """GetToken returns one. NOT_FOUND (TOKEN_NOT_FOUND)."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_access_pb2.ListTokensRequest, _access_pb2.ListTokensResponse]  # type: ignore[assignment]
     """ListTokens lists issued tokens, newest first, revoked ones too."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeTokenRequest, _access_pb2.Token]  # type: ignore[assignment]
     """RevokeToken makes a token worthless everywhere within a minute. Revoking twice is no error."""
+    ExplainAccess: _aio.UnaryUnaryMultiCallable[_access_pb2.ExplainAccessRequest, _access_pb2.ExplainAccessResponse]  # type: ignore[assignment]
+    """ExplainAccess says whether a token may make a call, and why not. It changes nothing and makes no call.
+    NOT_FOUND (RPC_NOT_FOUND, TOKEN_NOT_FOUND); PERMISSION_DENIED (ROLE_MISSING) for others' tokens unless one is `admin`.
+    """
+    GetTrust: _aio.UnaryUnaryMultiCallable[_access_pb2.GetTrustRequest, _access_pb2.Trust]  # type: ignore[assignment]
+    """GetTrust returns what a process on another machine verifies tokens with."""
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AccessService issues and revokes tokens. It is the only one that signs."""
+    """AccessService issues and revokes tokens, and explains what a token may do. It is the only one that signs."""
 
     @_abc_1.abstractmethod
     def CreateToken(
@@ -62,6 +78,14 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.CreateTokenResponse, _abc.Awaitable[_access_pb2.CreateTokenResponse]]:
         """CreateToken signs a new token. The token itself is in this answer only and is stored nowhere."""
+
+    @_abc_1.abstractmethod
+    def GetToken(
+        self,
+        request: _access_pb2.GetTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.Token, _abc.Awaitable[_access_pb2.Token]]:
+        """GetToken returns one. NOT_FOUND (TOKEN_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
     def ListTokens(
@@ -79,6 +103,24 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_access_pb2.Token, _abc.Awaitable[_access_pb2.Token]]:
         """RevokeToken makes a token worthless everywhere within a minute. Revoking twice is no error."""
 
+    @_abc_1.abstractmethod
+    def ExplainAccess(
+        self,
+        request: _access_pb2.ExplainAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.ExplainAccessResponse, _abc.Awaitable[_access_pb2.ExplainAccessResponse]]:
+        """ExplainAccess says whether a token may make a call, and why not. It changes nothing and makes no call.
+        NOT_FOUND (RPC_NOT_FOUND, TOKEN_NOT_FOUND); PERMISSION_DENIED (ROLE_MISSING) for others' tokens unless one is `admin`.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTrust(
+        self,
+        request: _access_pb2.GetTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.Trust, _abc.Awaitable[_access_pb2.Trust]]:
+        """GetTrust returns what a process on another machine verifies tokens with."""
+
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AgentRegistryServiceStub:
@@ -90,6 +132,8 @@ class AgentRegistryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentRegistryServiceAsyncStub: ...
     EnrollAgent: _grpc.UnaryUnaryMultiCallable[_access_pb2.EnrollAgentRequest, _access_pb2.Agent]
     """EnrollAgent records an agent's public key. Enrolling the same key for the same agent again is no error."""
+    GetAgent: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetAgentRequest, _access_pb2.Agent]
+    """GetAgent returns one. NOT_FOUND (AGENT_NOT_FOUND)."""
     ListAgents: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListAgentsRequest, _access_pb2.ListAgentsResponse]
     """ListAgents lists enrolled agents by name."""
     RemoveAgent: _grpc.UnaryUnaryMultiCallable[_access_pb2.RemoveAgentRequest, _access_pb2.Agent]
@@ -104,6 +148,8 @@ class AgentRegistryServiceAsyncStub(AgentRegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnrollAgent: _aio.UnaryUnaryMultiCallable[_access_pb2.EnrollAgentRequest, _access_pb2.Agent]  # type: ignore[assignment]
     """EnrollAgent records an agent's public key. Enrolling the same key for the same agent again is no error."""
+    GetAgent: _aio.UnaryUnaryMultiCallable[_access_pb2.GetAgentRequest, _access_pb2.Agent]  # type: ignore[assignment]
+    """GetAgent returns one. NOT_FOUND (AGENT_NOT_FOUND)."""
     ListAgents: _aio.UnaryUnaryMultiCallable[_access_pb2.ListAgentsRequest, _access_pb2.ListAgentsResponse]  # type: ignore[assignment]
     """ListAgents lists enrolled agents by name."""
     RemoveAgent: _aio.UnaryUnaryMultiCallable[_access_pb2.RemoveAgentRequest, _access_pb2.Agent]  # type: ignore[assignment]
@@ -121,6 +167,14 @@ class AgentRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.Agent, _abc.Awaitable[_access_pb2.Agent]]:
         """EnrollAgent records an agent's public key. Enrolling the same key for the same agent again is no error."""
+
+    @_abc_1.abstractmethod
+    def GetAgent(
+        self,
+        request: _access_pb2.GetAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.Agent, _abc.Awaitable[_access_pb2.Agent]]:
+        """GetAgent returns one. NOT_FOUND (AGENT_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
     def ListAgents(

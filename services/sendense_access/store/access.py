@@ -1,71 +1,19 @@
-"""The access service's tables: issued tokens (never their secrets), enrolled agents, the audit log.
-
-Every mutation takes the audit event that records it and writes both in one transaction.
-"""
+"""Tokens and agents. Every mutation takes the audit event that records it and writes both in one transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Column, Index, Integer, RowMapping, String, Table, Text, and_, or_, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, RowMapping, and_, or_, select
 
-from sendense_access.audit import GENESIS, Entry, Event, chained
-from sendense_db.columns import UtcDateTime, one_of, utc_now
-from sendense_db.engine import Database, new_metadata
-
-metadata = new_metadata()
-
-api_tokens = Table(
-    "api_tokens",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("subject", String(191), nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False, index=True),
-    Column("expires_at", UtcDateTime, nullable=False),
-    Column("revoked_at", UtcDateTime),
-    one_of("role", "viewer", "restore", "operator", "admin"),
-)
-
-agents = Table(
-    "agents",
-    metadata,
-    Column("agent_id", String(63), primary_key=True),
-    Column("public_key", Text, nullable=False),
-    Column("fingerprint", String(64), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("deleted_at", UtcDateTime),
-)
-# A key belongs to one living agent; a removed agent's key may be enrolled again.
-Index(
-    "uq_agents_fingerprint",
-    agents.c.fingerprint,
-    unique=True,
-    sqlite_where=agents.c.deleted_at.is_(None),
-    postgresql_where=agents.c.deleted_at.is_(None),
-)
-
-audit_log = Table(
-    "audit_log",
-    metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=False),
-    Column("at", UtcDateTime, nullable=False),
-    Column("actor", String(191), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("target", String(191), nullable=False),
-    Column("result", String(64), nullable=False),
-    Column("detail", Text, nullable=False),
-    # Unique: two entries cannot follow the same one, whatever the database's isolation.
-    Column("previous_hash", String(64), nullable=False, unique=True),
-    Column("entry_hash", String(64), nullable=False, unique=True),
-)
-
-_AUDIT_LOCK = 0x5E4D_0A0D
-"""PostgreSQL advisory lock that orders the writers of the audit log."""
+from sendense_access.audit import Event
+from sendense_access.store.audit import append
+from sendense_access.store.tables import agents, api_tokens, requests
+from sendense_db.columns import utc_now
+from sendense_db.engine import Database
+from sendense_db.requests import RequestLedger
+from sendense_rpc.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +26,7 @@ class Token:
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +40,34 @@ class Agent:
     deleted_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenFilter:
+    """Which tokens a list shows; empty values do not filter. `state` is `good`, `revoked` or `expired` as of `now`."""
+
+    subject: str = ""
+    role: str = ""
+    state: str = ""
+    now: datetime = field(default_factory=utc_now)
+
+
 class AccessStore:
     """Reads and writes the access service's tables."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_token(self, token: Token, event: Event) -> None:
-        """Records an issued token."""
+    @property
+    def ledger(self) -> RequestLedger:
+        """Where answers to repeated requests are kept."""
+        return RequestLedger(self._database, requests)
+
+    async def add_token(self, token: Token, event: Event) -> Token:
+        """Records an issued token; returns the recorded one when its id is there already."""
         async with self._database.begin() as connection:
+            row = (await connection.execute(select(api_tokens).where(api_tokens.c.id == token.token_id))).mappings()
+            known = row.first()
+            if known:
+                return _token(known)
             await connection.execute(
                 api_tokens.insert().values(
                     id=token.token_id,
@@ -107,9 +75,11 @@ class AccessStore:
                     role=token.role,
                     created_at=token.created_at,
                     expires_at=token.expires_at,
+                    limits_json=token.limits.to_header() if token.limits else "",
                 )
             )
-            await _append_audit(connection, event)
+            await append(connection, event)
+        return token
 
     async def token(self, token_id: str) -> Token | None:
         """Returns a token, or None when it was never issued here."""
@@ -117,9 +87,12 @@ class AccessStore:
             row = (await connection.execute(select(api_tokens).where(api_tokens.c.id == token_id))).mappings().first()
         return _token(row) if row else None
 
-    async def tokens(self, limit: int, after: tuple[datetime, str] | None) -> list[Token]:
+    async def tokens(
+        self, limit: int, after: tuple[datetime, str] | None, chosen: TokenFilter | None = None
+    ) -> list[Token]:
         """Returns at most `limit` tokens, newest first, that come after the one with this time and id."""
         query = select(api_tokens).order_by(api_tokens.c.created_at.desc(), api_tokens.c.id.desc()).limit(limit)
+        query = query.where(*_conditions(chosen)) if chosen else query
         if after:
             at, token_id = after
             older = api_tokens.c.created_at < at
@@ -136,7 +109,7 @@ class AccessStore:
                 .values(revoked_at=utc_now())
             )
             if changed.rowcount:
-                await _append_audit(connection, event)
+                await append(connection, event)
             row = (await connection.execute(select(api_tokens).where(api_tokens.c.id == token_id))).mappings().first()
         return _token(row) if row else None
 
@@ -173,14 +146,22 @@ class AccessStore:
             )
             if not revived.rowcount:
                 await connection.execute(agents.insert().values(agent_id=agent.agent_id, **values))
-            await _append_audit(connection, event)
+            await append(connection, event)
         return agent
 
-    async def agents(self) -> list[Agent]:
-        """Returns all living agents, by name."""
-        query = select(agents).where(agents.c.deleted_at.is_(None)).order_by(agents.c.agent_id)
+    async def agents(self, limit: int | None = None, after: str = "") -> list[Agent]:
+        """Returns at most `limit` living agents (None for all), by name, that come after this one."""
+        living = agents.c.deleted_at.is_(None)
+        query = select(agents).where(living, agents.c.agent_id > after).order_by(agents.c.agent_id).limit(limit)
         async with self._database.read() as connection:
             return [_agent(row) for row in (await connection.execute(query)).mappings()]
+
+    async def agent(self, agent_id: str) -> Agent | None:
+        """Returns the living agent of a name."""
+        query = select(agents).where(agents.c.agent_id == agent_id, agents.c.deleted_at.is_(None))
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().first()
+        return _agent(row) if row else None
 
     async def agent_with_key(self, fingerprint: str) -> Agent | None:
         """Returns the living agent that owns a key."""
@@ -199,55 +180,45 @@ class AccessStore:
             )
             if not changed.rowcount:
                 return None
-            await _append_audit(connection, event)
+            await append(connection, event)
             row = (await connection.execute(select(agents).where(agents.c.agent_id == agent_id))).mappings().one()
         return _agent(row)
 
     async def record(self, event: Event) -> None:
         """Records an event that changed nothing, such as a refused mutation."""
         async with self._database.begin() as connection:
-            await _append_audit(connection, event)
-
-    async def audit(self) -> Sequence[Entry]:
-        """Returns the whole audit log, oldest first."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(audit_log).order_by(audit_log.c.sequence))).mappings()
-            return [_entry(row) for row in rows]
+            await append(connection, event)
 
     async def check(self) -> None:
         """Raises OSError when the catalogue does not answer."""
         await self._database.check()
 
 
-async def _append_audit(connection: AsyncConnection, event: Event) -> None:
-    if connection.dialect.name == "postgresql":
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _AUDIT_LOCK})
-    last = select(audit_log.c.sequence, audit_log.c.entry_hash).order_by(audit_log.c.sequence.desc()).limit(1)
-    row = (await connection.execute(last)).first()
-    sequence, previous = (row.sequence + 1, row.entry_hash) if row else (1, GENESIS)
-    entry = chained(sequence, utc_now(), event, previous)
-    values: dict[str, Any] = {
-        "sequence": entry.sequence,
-        "at": entry.at,
-        "actor": event.actor,
-        "action": event.action,
-        "target": event.target,
-        "result": event.result,
-        "detail": event.detail,
-        "previous_hash": entry.previous_hash,
-        "entry_hash": entry.entry_hash,
-    }
-    await connection.execute(audit_log.insert().values(values))
+def _conditions(chosen: TokenFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if chosen.subject:
+        conditions.append(api_tokens.c.subject == chosen.subject)
+    if chosen.role:
+        conditions.append(api_tokens.c.role == chosen.role)
+    if chosen.state == "revoked":
+        conditions.append(api_tokens.c.revoked_at.is_not(None))
+    elif chosen.state:
+        good = api_tokens.c.expires_at > chosen.now
+        conditions += [api_tokens.c.revoked_at.is_(None), good if chosen.state == "good" else ~good]
+    return conditions
 
 
 def _token(row: RowMapping) -> Token:
-    return Token(row["id"], row["subject"], row["role"], row["created_at"], row["expires_at"], row["revoked_at"])
+    return Token(
+        token_id=row["id"],
+        subject=row["subject"],
+        role=row["role"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+        limits=Limits.from_header(row["limits_json"]) if row["limits_json"] else Limits(),
+    )
 
 
 def _agent(row: RowMapping) -> Agent:
     return Agent(row["agent_id"], row["public_key"], row["fingerprint"], row["created_at"], row["deleted_at"])
-
-
-def _entry(row: RowMapping) -> Entry:
-    event = Event(row["actor"], row["action"], row["target"], row["result"], row["detail"])
-    return Entry(row["sequence"], row["at"], event, row["previous_hash"], row["entry_hash"])
