@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sendense.repository.v1 import layer_pb2, point_pb2, repository_pb2
+from sendense.repository.v1 import integrity_pb2, layer_pb2, point_pb2, repository_pb2
 from sendense_blockio.extents import Extent
 from sendense_repository.chain import Chain
+from sendense_repository.integrity import MAX_SHOWN_DAMAGES, Integrity
 from sendense_repository.layout import CLUSTER_SIZE
 from sendense_repository.point import PlacedPoint
 from sendense_repository.records import Holder, LayerRecord, LeaseRecord, PlacedLayer, RepositoryRecord
@@ -57,8 +58,8 @@ def repository(record: RepositoryRecord) -> repository_pb2.Repository:
     )
 
 
-def layer(record: LayerRecord, place: RepositoryRecord) -> layer_pb2.Layer:
-    """Returns a layer, its bytes as they are now."""
+def layer(record: LayerRecord, place: RepositoryRecord, damages: Mapping[str, str] | None = None) -> layer_pb2.Layer:
+    """Returns a layer, its bytes as they are now; `damages` says what is wrong with layers."""
     files = record.files(place.path)
     return layer_pb2.Layer(
         layer_id=record.layer_id,
@@ -77,6 +78,7 @@ def layer(record: LayerRecord, place: RepositoryRecord) -> layer_pb2.Layer:
         state=record.state,
         created_at=timestamp(record.created_at),
         cluster_size_bytes=CLUSTER_SIZE,
+        damage=(damages or {}).get(record.layer_id, ""),
     )
 
 
@@ -85,8 +87,19 @@ def placed_layer(placed: PlacedLayer) -> layer_pb2.Layer:
     return layer(placed.layer, placed.repository)
 
 
-def point(placed: PlacedPoint) -> point_pb2.Point:
-    """Returns a restore point."""
+def integrity(known: Integrity) -> integrity_pb2.Integrity:
+    """Returns what is known of a point's files."""
+    message = integrity_pb2.Integrity(
+        state=known.state,
+        damages=[integrity_pb2.Damage(**damage.as_json()) for damage in known.damages[:MAX_SHOWN_DAMAGES]],
+    )
+    if known.checked_at is not None:
+        message.checked_at.CopyFrom(timestamp(known.checked_at))
+    return message
+
+
+def point(placed: PlacedPoint, known: Integrity, damages: Mapping[str, str]) -> point_pb2.Point:
+    """Returns a restore point with what is known of its files."""
     record = placed.point
     message = point_pb2.Point(
         backup_id=record.backup_id,
@@ -95,17 +108,18 @@ def point(placed: PlacedPoint) -> point_pb2.Point:
         vm_name=record.vm_name,
         vm_context_id=record.vm_context_id,
         sequence=record.sequence,
-        layers=[layer(each, placed.repository) for each in placed.layers],
+        layers=[layer(each, placed.repository, damages) for each in placed.layers],
         committed_at=timestamp(record.committed_at),
         previous_backup_id=record.previous_backup_id,
         hardware_json=record.hardware_json,
     )
+    message.integrity.CopyFrom(integrity(known))
     if record.snapshot_at is not None:
         message.snapshot_at.CopyFrom(timestamp(record.snapshot_at))
     return message
 
 
-def chain(shown: Chain) -> point_pb2.Chain:
+def chain(shown: Chain, damages: Mapping[str, str]) -> point_pb2.Chain:
     """Returns a chain."""
     return point_pb2.Chain(
         chain_id=shown.chain_id,
@@ -115,10 +129,13 @@ def chain(shown: Chain) -> point_pb2.Chain:
         total_backups=len(shown.layers),
         total_size_bytes=shown.total_size_bytes,
         current=shown.current,
-        layers=[layer(each, shown.repository) for each in shown.layers],
+        layers=[layer(each, shown.repository, damages) for each in shown.layers],
     )
 
 
-def lease(record: LeaseRecord) -> point_pb2.Lease:
-    """Returns a lease."""
-    return point_pb2.Lease(backup_id=record.backup_id, holder=record.holder, expires_at=timestamp(record.expires_at))
+def lease(record: LeaseRecord, known: Integrity | None) -> point_pb2.Lease:
+    """Returns a lease with what is known of the point's files."""
+    message = point_pb2.Lease(backup_id=record.backup_id, holder=record.holder, expires_at=timestamp(record.expires_at))
+    if known is not None:
+        message.integrity.CopyFrom(integrity(known))
+    return message

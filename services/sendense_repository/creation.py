@@ -19,6 +19,7 @@ from sendense_qemu.errors import QemuImgError
 from sendense_qemu.header import MAX_VIRTUAL_SIZE
 from sendense_repository import disks, durable, layout
 from sendense_repository.errors import InvalidValue, LayerDamaged, LayerMismatch, LayerPoisoned, is_no_space
+from sendense_repository.integrity_view import IntegrityView
 from sendense_repository.locks import NamedLocks, vm_lock
 from sendense_repository.parentage import (
     ancestry,
@@ -58,6 +59,7 @@ class LayerMaker:
         self._registry = registry
         self._locks = locks
         self._reconciler = reconciler
+        self._integrity = IntegrityView(catalogue)
 
     async def create(self, holder: Holder, wanted: NewLayer) -> PlacedLayer:
         """Makes a partial layer, or returns the one that the job has for this disk.
@@ -100,6 +102,7 @@ class LayerMaker:
                 wanted.parent_layer_id,
             )
             require_same_size(parent, wanted.virtual_size_bytes)
+            await self._integrity.require_undamaged(parent)
         own = await layers.of_job(repository.repository_id, holder.job_id)
         layer = next((each for each in own if each.disk_id == number), None)
         if layer is None:
@@ -170,11 +173,7 @@ class LayerMaker:
         await asyncio.to_thread(durable.make_directories, repository.path, files.directory)
         await asyncio.to_thread(durable.remove, files.fresh)
         if parent is not None:
-            known = {
-                each.layer_id: each for each in await self._catalogue.layers.of_vm(layer.repository_id, layer.vm_uuid)
-            }
-            await require_sound_chain(parent.files(repository.path).sealed, ancestry(parent, known))
-            await require_as_sealed(parent, repository.path)
+            await self._require_sound(parent, repository)
         try:
             await img.create_qcow2(
                 files.fresh,
@@ -186,6 +185,18 @@ class LayerMaker:
             await asyncio.to_thread(durable.move_new, files.fresh, files.partial)
         finally:
             await asyncio.to_thread(durable.remove, files.fresh)
+
+    async def _require_sound(self, parent: LayerRecord, repository: RepositoryRecord) -> None:
+        """Raises LayerDamaged unless the parent is as it was sealed; a finding is kept: the next backup is full."""
+        known = {
+            each.layer_id: each for each in await self._catalogue.layers.of_vm(parent.repository_id, parent.vm_uuid)
+        }
+        try:
+            await require_sound_chain(parent.files(repository.path).sealed, ancestry(parent, known))
+            await require_as_sealed(parent, repository.path)
+        except LayerDamaged as error:
+            await self._integrity.note_damage(parent, error.finding)
+            raise
 
 
 def _check_size(virtual_size_bytes: int) -> None:

@@ -8,10 +8,14 @@ from functools import partial
 
 from sendense.repository.v1 import layer_pb2_grpc, maintenance_pb2_grpc, point_pb2_grpc, repository_pb2_grpc
 from sendense_db.engine import Database
+from sendense_db.requests import RequestLedger
 from sendense_repository.config import RepositorySettings
 from sendense_repository.maintenance_servicer import MaintenanceServicer
 from sendense_repository.servicer import LayerServicer, PointServicer, RepositoryServicer
+from sendense_repository.store.tables import requests
 from sendense_repository.unbroken import Unbroken
+from sendense_repository.upkeep import build_upkeep
+from sendense_repository.upkeep_servicer import upkeep_servicers
 from sendense_repository.wiring import build_parts
 from sendense_rpc.server import Service, Servicer, run
 
@@ -24,8 +28,10 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
     database = Database(settings.catalogue_url)
     unbroken = Unbroken()
     parts = build_parts(database, settings.reserve_bytes, settings.work_dir)
+    upkeep = build_upkeep(parts)
     try:
         await parts.start(settings.local_root)
+        await upkeep.start()
         yield Service(
             name=NAME,
             servicers=[
@@ -41,7 +47,7 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                 ),
                 Servicer(
                     "sendense.repository.v1.PointService",
-                    PointServicer(parts.points, parts.chains, parts.deleter, unbroken),
+                    PointServicer(parts.points, parts.chains, parts.deleter, upkeep.integrity, unbroken),
                     point_pb2_grpc.add_PointServiceServicer_to_server,
                 ),
                 Servicer(
@@ -49,10 +55,13 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                     MaintenanceServicer(parts.deleter, parts.operations, unbroken),
                     maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server,
                 ),
+                *upkeep_servicers(upkeep, parts, unbroken),
             ],
             check=parts.check,
+            requests=RequestLedger(database, requests),
         )
     finally:
+        await upkeep.stop()
         await parts.operations.stop()
         await unbroken.drain()
         parts.journals.close_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sendense_db.engine import Database
 from sendense_repository.store.fences import Fences
+from sendense_repository.store.integrity import IntegrityChecks, Verifications
 from sendense_repository.store.layers import Layers
 from sendense_repository.store.leases import Leases
 from sendense_repository.store.points import Points
@@ -19,6 +20,8 @@ class Catalogue:
         self.points = Points(database)
         self.leases = Leases(database)
         self.fences = Fences(database)
+        self.checks = IntegrityChecks(database)
+        self.verifications = Verifications(database)
         self._database = database
 
     async def check(self) -> None:

@@ -40,6 +40,17 @@ class Points:
         """Returns a VM's committed points, newest first."""
         return await self._fetch(_committed(repository_id, vm_uuid))
 
+    async def vms(self, repository_id: str) -> list[str]:
+        """Returns the VMs that have committed points in a repository."""
+        query = (
+            select(table.c.vm_uuid)
+            .where(table.c.repository_id == repository_id, table.c.state == "committed")
+            .distinct()
+            .order_by(table.c.vm_uuid)
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
     async def deleting(self) -> list[PointRecord]:
         """Returns the points whose deletion began and has not ended, newest first for each VM."""
         return await self._fetch(select(table).where(table.c.state == "deleting").order_by(table.c.sequence.desc()))

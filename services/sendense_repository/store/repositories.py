@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import Row, Select, insert, or_, select, update
 
 from sendense_db.columns import utc_now
 from sendense_db.engine import Database
@@ -22,12 +22,12 @@ class Repositories:
     async def all(self) -> list[RepositoryRecord]:
         """Returns every repository by name."""
         async with self._database.read() as connection:
-            rows = await connection.execute(select(table).order_by(table.c.name))
+            rows = await connection.execute(_living().order_by(table.c.name))
             return [_record(row) for row in rows]
 
     async def find(self, id_or_name: str) -> RepositoryRecord | None:
         """Returns the repository of that id, or else of that name."""
-        query = select(table).where(or_(table.c.id == id_or_name, table.c.name == id_or_name))
+        query = _living().where(or_(table.c.id == id_or_name, table.c.name == id_or_name))
         async with self._database.read() as connection:
             records = [_record(row) for row in await connection.execute(query)]
         return min(records, key=lambda record: record.repository_id != id_or_name, default=None)
@@ -57,6 +57,10 @@ class Repositories:
                 .where(table.c.id == repository_id)
                 .values(total_size_bytes=total_bytes, available_size_bytes=available_bytes, updated_at=utc_now())
             )
+
+
+def _living() -> Select[Any]:
+    return select(table).where(table.c.deleted_at.is_(None))
 
 
 def _record(row: Row[Any]) -> RepositoryRecord:
