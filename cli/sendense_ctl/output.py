@@ -72,7 +72,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
 
 
 def print_facts(facts: Sequence[tuple[str, str]], indent: int = 0) -> None:
-    """Prints a line for each name and value; long values are folded, on a narrow terminal they stand below their name."""
+    """Prints a line for each name and value; long values are folded, or stand below their name where it is narrow."""
     shown = [(name.lower(), printable(value)) for name, value in facts]
     label = max(cell_len(name) for name, _ in shown)
     if console.width < _NARROW:
