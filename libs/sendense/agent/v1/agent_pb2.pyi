@@ -906,3 +906,95 @@ class CaptureDone(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CaptureDone: _TypeAlias = CaptureDone  # noqa: Y015
+
+@_typing.final
+class DigestBlocksRequest(_message.Message):
+    """DigestBlocksRequest says which disk, and which blocks of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source(self) -> Global___DigestSource:
+        """Which disk, in the first message only."""
+
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedArea]:
+        """Blocks of this page, sorted over all pages, each at most 1 MiB."""
+
+    def __init__(
+        self,
+        *,
+        source: Global___DigestSource | None = ...,
+        blocks: _abc.Iterable[Global___PlannedArea] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestBlocksRequest: _TypeAlias = DigestBlocksRequest  # noqa: Y015
+
+@_typing.final
+class DigestSource(_message.Message):
+    """DigestSource names a snapshot's disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_MOREF_FIELD_NUMBER: _builtins.int
+    DEVICE_KEY_FIELD_NUMBER: _builtins.int
+    snapshot_moref: _builtins.str
+    """The snapshot's managed object reference."""
+    device_key: _builtins.int
+    """The disk."""
+    @_builtins.property
+    def vm(self) -> Global___VmRef:
+        """The VM."""
+
+    @_builtins.property
+    def holder(self) -> Global___Holder:
+        """Who asks."""
+
+    def __init__(
+        self,
+        *,
+        vm: Global___VmRef | None = ...,
+        holder: Global___Holder | None = ...,
+        snapshot_moref: _builtins.str = ...,
+        device_key: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "vm", b"vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_key", b"device_key", "holder", b"holder", "snapshot_moref", b"snapshot_moref", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestSource: _TypeAlias = DigestSource  # noqa: Y015
+
+@_typing.final
+class DigestPage(_message.Message):
+    """DigestPage carries digests of the next blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """BLAKE3, 32 bytes each, in the order of the blocks asked for; at most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestPage: _TypeAlias = DigestPage  # noqa: Y015

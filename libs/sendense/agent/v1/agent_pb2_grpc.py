@@ -76,6 +76,11 @@ class AgentServiceStub:
                 request_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.CaptureRequest.SerializeToString,
                 response_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.CaptureEvent.FromString,
                 _registered_method=True)
+        self.DigestBlocks = channel.stream_stream(
+                '/sendense.agent.v1.AgentService/DigestBlocks',
+                request_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.DigestBlocksRequest.SerializeToString,
+                response_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.DigestPage.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -145,6 +150,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DigestBlocks(self, request_iterator, context):
+        """DigestBlocks reads blocks of one snapshot disk with the reader that a capture would use, and streams their digests in the
+        order asked for. The first request says which disk, all requests carry blocks, half-closing starts the reading.
+        ABORTED (CAPTURE_FAILED) when a block cannot be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +201,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Capture,
                     request_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.CaptureRequest.FromString,
                     response_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.CaptureEvent.SerializeToString,
+            ),
+            'DigestBlocks': grpc.stream_stream_rpc_method_handler(
+                    servicer.DigestBlocks,
+                    request_deserializer=sendense_dot_agent_dot_v1_dot_agent__pb2.DigestBlocksRequest.FromString,
+                    response_serializer=sendense_dot_agent_dot_v1_dot_agent__pb2.DigestPage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -407,6 +426,33 @@ class AgentService:
             '/sendense.agent.v1.AgentService/Capture',
             sendense_dot_agent_dot_v1_dot_agent__pb2.CaptureRequest.SerializeToString,
             sendense_dot_agent_dot_v1_dot_agent__pb2.CaptureEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DigestBlocks(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/sendense.agent.v1.AgentService/DigestBlocks',
+            sendense_dot_agent_dot_v1_dot_agent__pb2.DigestBlocksRequest.SerializeToString,
+            sendense_dot_agent_dot_v1_dot_agent__pb2.DigestPage.FromString,
             options,
             channel_credentials,
             insecure,

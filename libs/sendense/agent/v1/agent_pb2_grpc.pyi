@@ -62,6 +62,11 @@ class AgentServiceStub:
     request says what, all requests carry areas, half-closing starts the copy; closing the call cancels it. An answer with
     `done` is the last one of a copy that succeeded. ABORTED (CAPTURE_FAILED …) says which side failed and where.
     """
+    DigestBlocks: _grpc.StreamStreamMultiCallable[_agent_pb2.DigestBlocksRequest, _agent_pb2.DigestPage]
+    """DigestBlocks reads blocks of one snapshot disk with the reader that a capture would use, and streams their digests in the
+    order asked for. The first request says which disk, all requests carry blocks, half-closing starts the reading.
+    ABORTED (CAPTURE_FAILED) when a block cannot be read.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -96,6 +101,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Capture copies areas of one snapshot disk into an export and streams progress and flushed batches. The first
     request says what, all requests carry areas, half-closing starts the copy; closing the call cancels it. An answer with
     `done` is the last one of a copy that succeeded. ABORTED (CAPTURE_FAILED …) says which side failed and where.
+    """
+    DigestBlocks: _aio.StreamStreamMultiCallable[_agent_pb2.DigestBlocksRequest, _agent_pb2.DigestPage]  # type: ignore[assignment]
+    """DigestBlocks reads blocks of one snapshot disk with the reader that a capture would use, and streams their digests in the
+    order asked for. The first request says which disk, all requests carry blocks, half-closing starts the reading.
+    ABORTED (CAPTURE_FAILED) when a block cannot be read.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -176,6 +186,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Capture copies areas of one snapshot disk into an export and streams progress and flushed batches. The first
         request says what, all requests carry areas, half-closing starts the copy; closing the call cancels it. An answer with
         `done` is the last one of a copy that succeeded. ABORTED (CAPTURE_FAILED …) says which side failed and where.
+        """
+
+    @_abc_1.abstractmethod
+    def DigestBlocks(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.DigestBlocksRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.DigestPage], _abc.AsyncIterator[_agent_pb2.DigestPage]]:
+        """DigestBlocks reads blocks of one snapshot disk with the reader that a capture would use, and streams their digests in the
+        order asked for. The first request says which disk, all requests carry blocks, half-closing starts the reading.
+        ABORTED (CAPTURE_FAILED) when a block cannot be read.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sendense/repository/v1/integrity.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\tIntegrity\x12\r\n\x05state\x18\x01 \x01(\t\x12.\n\nchecked_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07\x64\x61mages\x18\x03 \x03(\x0b\x32\x1e.sendense.repository.v1.Damage\"\xb5\x01\n\x06\x44\x61mage\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x10\n\x08layer_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x03 \x01(\x05\x12\x0c\n\x04part\x18\x04 \x01(\t\x12\x0c\n\x04\x66ile\x18\x05 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x06 \x01(\x03\x12\x13\n\x0b\x66ile_length\x18\x07 \x01(\x03\x12\x0e\n\x06offset\x18\x08 \x01(\x03\x12\x0e\n\x06length\x18\t \x01(\x03\x12\x0f\n\x07\x66inding\x18\n \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sendense/repository/v1/integrity.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x01\n\tIntegrity\x12\r\n\x05state\x18\x01 \x01(\t\x12.\n\nchecked_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07\x64\x61mages\x18\x03 \x03(\x0b\x32\x1e.sendense.repository.v1.Damage\x12\x11\n\tsuspicion\x18\x04 \x01(\t\"\xb5\x01\n\x06\x44\x61mage\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x10\n\x08layer_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x03 \x01(\x05\x12\x0c\n\x04part\x18\x04 \x01(\t\x12\x0c\n\x04\x66ile\x18\x05 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x06 \x01(\x03\x12\x13\n\x0b\x66ile_length\x18\x07 \x01(\x03\x12\x0e\n\x06offset\x18\x08 \x01(\x03\x12\x0e\n\x06length\x18\t \x01(\x03\x12\x0f\n\x07\x66inding\x18\n \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.repository.v1.integrity_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INTEGRITY']._serialized_start=99
-  _globals['_INTEGRITY']._serialized_end=222
-  _globals['_DAMAGE']._serialized_start=225
-  _globals['_DAMAGE']._serialized_end=406
+  _globals['_INTEGRITY']._serialized_start=100
+  _globals['_INTEGRITY']._serialized_end=242
+  _globals['_DAMAGE']._serialized_start=245
+  _globals['_DAMAGE']._serialized_end=426
 # @@protoc_insertion_point(module_scope)

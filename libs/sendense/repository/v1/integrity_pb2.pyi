@@ -28,9 +28,14 @@ class Integrity(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CHECKED_AT_FIELD_NUMBER: _builtins.int
     DAMAGES_FIELD_NUMBER: _builtins.int
+    SUSPICION_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """`unverified` until all of its layers were read back once as they are now, then `verified` or `corrupt`. A point is
     corrupt when any layer that it needs is: it must not be restored, unless somebody insists.
+    """
+    suspicion: _builtins.str
+    """Why the point may be wrong although its bytes are as they were written: a later audit found that change tracking had not
+    told of a change. Empty when there is no such doubt.
     """
     @_builtins.property
     def checked_at(self) -> _timestamp_pb2.Timestamp:
@@ -46,10 +51,11 @@ class Integrity(_message.Message):
         state: _builtins.str = ...,
         checked_at: _timestamp_pb2.Timestamp | None = ...,
         damages: _abc.Iterable[Global___Damage] | None = ...,
+        suspicion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at", "damages", b"damages", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at", "damages", b"damages", "state", b"state", "suspicion", b"suspicion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

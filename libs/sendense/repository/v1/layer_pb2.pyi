@@ -68,6 +68,7 @@ class Layer(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     CLUSTER_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
+    SUSPICION_FIELD_NUMBER: _builtins.int
     layer_id: _builtins.str
     """Identifier."""
     repository_id: _builtins.str
@@ -100,6 +101,10 @@ class Layer(_message.Message):
     """Cluster size in bytes: areas are best aligned to it."""
     damage: _builtins.str
     """What verification found wrong with it or a layer below it; empty when nothing is known. No increment is made on it."""
+    suspicion: _builtins.str
+    """Why its content may be wrong although its bytes are as they were written (an audit of change tracking found a
+    difference later); empty when there is no such doubt. No increment should build on it.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -124,10 +129,11 @@ class Layer(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         cluster_size_bytes: _builtins.int = ...,
         damage: _builtins.str = ...,
+        suspicion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "chain_id", b"chain_id", "change_id", b"change_id", "cluster_size_bytes", b"cluster_size_bytes", "created_at", b"created_at", "damage", b"damage", "disk_id", b"disk_id", "disk_identity", b"disk_identity", "layer_id", b"layer_id", "parent_layer_id", b"parent_layer_id", "path", b"path", "repository_id", b"repository_id", "state", b"state", "stored_bytes", b"stored_bytes", "virtual_size_bytes", b"virtual_size_bytes", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "chain_id", b"chain_id", "change_id", b"change_id", "cluster_size_bytes", b"cluster_size_bytes", "created_at", b"created_at", "damage", b"damage", "disk_id", b"disk_id", "disk_identity", b"disk_identity", "layer_id", b"layer_id", "parent_layer_id", b"parent_layer_id", "path", b"path", "repository_id", b"repository_id", "state", b"state", "stored_bytes", b"stored_bytes", "suspicion", b"suspicion", "virtual_size_bytes", b"virtual_size_bytes", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
