@@ -26,6 +26,7 @@ class FullReason(enum.Enum):
     FIRST_BACKUP = "first backup"
     DISK_ADDED = "disk added"
     CAPACITY_CHANGED = "capacity changed"
+    PARENT_DAMAGED = "parent layer damaged"
     NO_CHANGE_ID = "no change id"
     CHANGE_TRACKING_RESET = "change tracking reset"
     AREAS_QUERY_FAILED = "areas query failed"
@@ -72,6 +73,8 @@ def decide(disk: Disk, requested_type: str, latest: Point | None) -> Decision:
         return full(FullReason.DISK_ADDED)
     if parent.virtual_size_bytes != disk.capacity_bytes:
         return full(FullReason.CAPACITY_CHANGED)
+    if parent.damage:
+        return full(FullReason.PARENT_DAMAGED)
     if not parent.change_id or not disk.change_id:
         return full(FullReason.NO_CHANGE_ID)
     if _epoch(parent.change_id) != _epoch(disk.change_id):

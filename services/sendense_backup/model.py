@@ -147,7 +147,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer as the repository describes it; sizes in bytes."""
+    """A layer as the repository describes it; sizes in bytes. `damage` is what was found wrong with it or below it."""
 
     layer_id: str
     disk_id: int
@@ -162,6 +162,7 @@ class Layer:
     change_id: str
     cluster_size_bytes: int
     created_at: datetime | None = None
+    damage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

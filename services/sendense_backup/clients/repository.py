@@ -27,7 +27,6 @@ PLAN_SECONDS = 1800.0
 """Asking vCenter for the changed areas of a large disk takes many pages."""
 SEAL_SECONDS = 3600.0
 """Checking a large image reads all of its metadata."""
-DELETE_SECONDS = 600.0
 
 POINT_NOT_FOUND = "POINT_NOT_FOUND"
 
@@ -180,16 +179,6 @@ class RepositoryClient:
             for each in answer.chains
         ]
 
-    async def delete_point(
-        self, backup_id: str, holder: Holder, *, cascade: bool, dry_run: bool
-    ) -> tuple[list[str], int]:
-        """Removes a restore point; returns the points that went (or would go) and the bytes that come back."""
-        request = point_pb2.DeletePointRequest(
-            holder=_holder(holder), backup_id=backup_id, cascade=cascade, dry_run=dry_run
-        )
-        answer = await self._peer.call(self._points.DeletePoint, request, timeout=DELETE_SECONDS)
-        return list(answer.backup_ids), answer.freed_bytes
-
     async def _point(self, method: Any, request: Any) -> Point | None:
         try:
             return _point(await self._peer.call(method, request))
@@ -226,6 +215,7 @@ def _layer(layer: layer_pb2.Layer) -> Layer:
         change_id=layer.change_id,
         cluster_size_bytes=layer.cluster_size_bytes,
         created_at=layer.created_at.ToDatetime(UTC) if layer.HasField("created_at") else None,
+        damage=layer.damage,
     )
 
 

@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator
 
 from sendense_backup.clients.agents import PlanEnd
 from sendense_backup.clients.repository import Areas, NewLayer
-from sendense_backup.decisions import TURNS_FULL, Decision, after_look, decide, full, job_type, snapshot_facts
+from sendense_backup.decisions import (
+    TURNS_FULL,
+    Decision,
+    FullReason,
+    after_look,
+    decide,
+    full,
+    job_type,
+    snapshot_facts,
+)
 from sendense_backup.errors import CannotBackUp, LostSnapshot
 from sendense_backup.model import COMPLETED, INCREMENTAL, PENDING, RUNNING, SKIPPED, Disk, JobDisk, Point
 from sendense_backup.store import leases
@@ -15,6 +24,7 @@ from sendense_backup.workflows.runtime import Work
 from sendense_rpc.errors import Kind, RemoteError, SendenseError
 
 AREAS_FIXED = "AREAS_FIXED"
+LAYER_DAMAGED = "LAYER_DAMAGED"
 
 
 async def decide_disk(work: Work, position: int) -> Outcome:
@@ -71,8 +81,19 @@ async def _rule_out_a_revert(work: Work, row: JobDisk, decision: Decision, lates
 
 
 async def make_layer(work: Work, position: int) -> Outcome:
-    """Makes the disk's layer, or joins the one that the job has."""
-    layer = await join_layer(work, position)
+    """Makes the disk's layer, or joins the one that the job has; an increment on a damaged layer becomes a full."""
+    try:
+        layer = await join_layer(work, position)
+    except RemoteError as error:
+        row = await work.catalogue.running.disk(work.backup_id, position)
+        if error.reason != LAYER_DAMAGED or not row.parent_layer_id:
+            raise
+        if error.metadata.get("layer_id") != row.parent_layer_id:
+            raise
+        decision = full(FullReason.PARENT_DAMAGED)
+        await _become_full(work, position, decision)
+        await work.log("warning", "layer", f"{row.label}: full, {decision.reason}: {error.message}", position=position)
+        layer = await join_layer(work, position)
     await work.set_disk(
         position,
         layer_id=layer["layer_id"],
@@ -191,6 +212,12 @@ async def turn_full(work: Work, position: int, agents_reason: str) -> Outcome:
     row = await work.catalogue.running.disk(work.backup_id, position)
     await _discard_layer(work, row)
     decision = full(TURNS_FULL[agents_reason])
+    await _become_full(work, position, decision)
+    await work.log("warning", "turn_full", f"{row.label}: full, {decision.reason}", position=position)
+    return {}
+
+
+async def _become_full(work: Work, position: int, decision: Decision) -> None:
     await work.set_disk(
         position,
         backup_type=decision.backup_type,
@@ -201,8 +228,6 @@ async def turn_full(work: Work, position: int, agents_reason: str) -> Outcome:
         path="",
     )
     await _record_type(work)
-    await work.log("warning", "turn_full", f"{row.label}: full, {decision.reason}", position=position)
-    return {}
 
 
 async def seal(work: Work, position: int) -> Outcome:

@@ -56,6 +56,7 @@ def test_an_increment_builds_on_the_disks_layer_of_the_latest_point() -> None:
     [
         (FullReason.DISK_ADDED, {"identity": "another"}, {}),
         (FullReason.CAPACITY_CHANGED, {"capacity_bytes": 2 << 30}, {}),
+        (FullReason.PARENT_DAMAGED, {}, {"damage": "data of full.qcow2"}),
         (FullReason.NO_CHANGE_ID, {"change_id": ""}, {}),
         (FullReason.NO_CHANGE_ID, {}, {"change_id": ""}),
         (FullReason.CHANGE_TRACKING_RESET, {"change_id": "another/7"}, {}),
@@ -96,7 +97,7 @@ def test_a_job_is_full_only_if_every_disk_is() -> None:
 def test_reasons_are_the_documented_words() -> None:
     assert {each.value for each in FullReason} == {
         "requested", "first backup", "disk added", "capacity changed", "no change id", "change tracking reset",
-        "areas query failed", "reverted to a snapshot", "revert not ruled out",
+        "areas query failed", "reverted to a snapshot", "revert not ruled out", "parent layer damaged",
     }  # fmt: skip
     assert set(TURNS_FULL) == {"CBT_RESET", "AREAS_QUERY_FAILED"}
 
