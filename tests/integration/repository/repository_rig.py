@@ -108,12 +108,13 @@ class Rig:
         self.home = home
         self.root = home / "backups"
         self.scratch = home / "scratch"
-        self.scratch.mkdir(parents=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         self.database = Database(f"sqlite+aiosqlite:///{home / 'db.sqlite'}")
-        # A socket's path must be short, a test's own folder need not be.
-        self.work_dir = Path(tempfile.mkdtemp(prefix="rig-"))
+        # A socket's path must be short, a test's own folder need not be. A new process finds what a killed one left.
+        self.work_dir = Path(tempfile.gettempdir()) / f"rig-{blake3(bytes(home)).hexdigest(8)}"
         self.parts: Parts = build_parts(self.database, 0, self.work_dir)
         self.kill_at = ""
+        self.at_step: Callable[[str], None] = lambda step: None
 
     async def start(self, sync: Callable[[Path], None] = durable.sync_file, reserve: int = 0) -> None:
         self.parts = build_parts(self.database, reserve, self.work_dir, sync=sync, observe=self._observe)
@@ -125,6 +126,7 @@ class Rig:
         await self.start(sync)
 
     def _observe(self, step: str) -> None:
+        self.at_step(step)
         if step == self.kill_at:
             raise Killed(step)
 

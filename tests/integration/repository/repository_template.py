@@ -1,0 +1,137 @@
+"""Repositories that are made once and copied for each test, and the process that is killed in the middle of a change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repository_rig import CLUSTER, SIZE, Rig, content, open_rig, tree
+
+from sendense_blockio.extents import Extent
+from sendense_repository.errors import PointNotFound
+from sendense_repository.records import Holder, PlacedLayer
+from sendense_repository.store import metadata
+
+POINTS = 4
+UNSEALED_JOB = "job-9"
+DELETED = ("job-0", "job-2")
+"""Points whose deletion makes two merges: into a full, and into an increment."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A repository with its catalogue, and what its points must read as, by job."""
+
+    home: Path
+    disks: dict[str, bytes]
+    names: dict[str, str]
+
+    def copy(self, home: Path, root: Path | None = None) -> Path:
+        """Makes a copy with its root where a fresh rig looks for it (or mounts it); returns the root."""
+        root = root if root is not None else home / "backups"
+        shutil.copytree(self.home / "backups", root, dirs_exist_ok=True)
+        for name in self.home.glob("db.sqlite*"):
+            shutil.copy(name, home / name.name)
+        with closing(sqlite3.connect(home / "db.sqlite")) as database, database:
+            database.execute("UPDATE backup_repositories SET config = ?", (json.dumps({"path": str(root)}),))
+        return root
+
+    def image(self, root: Path, job: str) -> Path:
+        return root / self.names[job]
+
+
+def make_template(home: Path, *, unsealed: bool) -> Template:
+    """Makes a chain; with `unsealed` two points and a written layer on them, else four points."""
+
+    async def make() -> Template:
+        async with open_rig(home) as rig:
+            layers, disks = await rig.chain_of(2 if unsealed else POINTS)
+            names = {placed.layer.backup_id: placed.layer.relative_path for placed in layers}
+            known = {f"job-{number}": disk for number, disk in enumerate(disks)}
+            if unsealed:
+                disk = bytes(CLUSTER) + disks[-1][CLUSTER : SIZE - 512] + b"\1" * 512
+                areas = [Extent(0, CLUSTER), Extent(SIZE - 512, 512)]
+                placed = await rig.written(UNSEALED_JOB, disk, areas, parent=layers[-1].layer.layer_id)
+                known[UNSEALED_JOB], names[UNSEALED_JOB] = disk, placed.layer.relative_path
+        return Template(home, known, names)
+
+    return asyncio.run(make())
+
+
+async def seal(rig: Rig, attempt: int) -> PlacedLayer:
+    local = await rig.parts.registry.get("local")
+    (layer,) = await rig.parts.catalogue.layers.of_job(local.repository_id, UNSEALED_JOB)
+    return await rig.parts.sealer.seal(Holder(UNSEALED_JOB, attempt), layer.layer_id, "changed areas")
+
+
+async def delete(rig: Rig, attempt: int) -> None:
+    await rig.parts.deleter.delete(Holder("delete-1", attempt), ["job-2"], cascade=True)
+
+
+async def consolidate(rig: Rig, attempt: int) -> None:
+    await rig.parts.deleter.delete(Holder("delete-1", attempt), DELETED, cascade=False)
+
+
+ACTIONS: dict[str, Callable[[Rig, int], Awaitable[Any]]] = {"seal": seal, "delete": delete, "consolidate": consolidate}
+
+
+def run_and_kill(home: Path, action: str, step: str, occurrence: int = 1) -> None:
+    """Lets a process of its own do something; it kills itself right after a step, at its n-th time."""
+    command = [sys.executable, __file__, str(home), action, step, str(occurrence)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
+
+
+def leftovers(root: Path) -> list[str]:
+    return [
+        name for name in tree(root) if name.endswith((".partial", ".areas")) or ".new-" in name or ".merged" in name
+    ]
+
+
+def require_points(template: Template, rig: Rig, jobs: list[str]) -> None:
+    """Every one of these points reads as it did when it was made, with qemu alone."""
+    for job in jobs:
+        assert content(template.image(rig.root, job), rig.scratch) == template.disks[job], job
+
+
+async def committed(rig: Rig, jobs: list[str]) -> list[str]:
+    found = []
+    for job in jobs:
+        try:
+            await rig.parts.points.get(job)
+        except PointNotFound:
+            continue
+        found.append(job)
+    return found
+
+
+async def _die(home: Path, action: str, step: str, occurrence: int) -> None:
+    seen = 0
+
+    def observe(now: str) -> None:
+        nonlocal seen
+        seen += now == step
+        if seen == occurrence:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    rig = Rig(home)
+    async with rig.database.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    rig.at_step = observe
+    await rig.start()
+    await ACTIONS[action](rig, 1)
+
+
+if __name__ == "__main__":
+    asyncio.run(_die(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
