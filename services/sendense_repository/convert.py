@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -58,8 +59,21 @@ def repository(record: RepositoryRecord) -> repository_pb2.Repository:
     )
 
 
-def layer(record: LayerRecord, place: RepositoryRecord, damages: Mapping[str, str] | None = None) -> layer_pb2.Layer:
-    """Returns a layer, its bytes as they are now; `damages` says what is wrong with layers."""
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """What speaks against layers, by layer id.
+
+    Attributes:
+        damages: What is wrong with their files, or with one below.
+        suspicions: Why their content may be wrong although their files are as they were written.
+    """
+
+    damages: Mapping[str, str]
+    suspicions: Mapping[str, str]
+
+
+def layer(record: LayerRecord, place: RepositoryRecord, doubts: Doubts | None = None) -> layer_pb2.Layer:
+    """Returns a layer, its bytes as they are now."""
     files = record.files(place.path)
     return layer_pb2.Layer(
         layer_id=record.layer_id,
@@ -78,7 +92,8 @@ def layer(record: LayerRecord, place: RepositoryRecord, damages: Mapping[str, st
         state=record.state,
         created_at=timestamp(record.created_at),
         cluster_size_bytes=CLUSTER_SIZE,
-        damage=(damages or {}).get(record.layer_id, ""),
+        damage=doubts.damages.get(record.layer_id, "") if doubts else "",
+        suspicion=doubts.suspicions.get(record.layer_id, "") if doubts else "",
     )
 
 
@@ -92,13 +107,14 @@ def integrity(known: Integrity) -> integrity_pb2.Integrity:
     message = integrity_pb2.Integrity(
         state=known.state,
         damages=[integrity_pb2.Damage(**damage.as_json()) for damage in known.damages[:MAX_SHOWN_DAMAGES]],
+        suspicion=known.suspicion,
     )
     if known.checked_at is not None:
         message.checked_at.CopyFrom(timestamp(known.checked_at))
     return message
 
 
-def point(placed: PlacedPoint, known: Integrity, damages: Mapping[str, str]) -> point_pb2.Point:
+def point(placed: PlacedPoint, known: Integrity, doubts: Doubts) -> point_pb2.Point:
     """Returns a restore point with what is known of its files."""
     record = placed.point
     message = point_pb2.Point(
@@ -108,7 +124,7 @@ def point(placed: PlacedPoint, known: Integrity, damages: Mapping[str, str]) -> 
         vm_name=record.vm_name,
         vm_context_id=record.vm_context_id,
         sequence=record.sequence,
-        layers=[layer(each, placed.repository, damages) for each in placed.layers],
+        layers=[layer(each, placed.repository, doubts) for each in placed.layers],
         committed_at=timestamp(record.committed_at),
         previous_backup_id=record.previous_backup_id,
         hardware_json=record.hardware_json,
@@ -119,7 +135,7 @@ def point(placed: PlacedPoint, known: Integrity, damages: Mapping[str, str]) -> 
     return message
 
 
-def chain(shown: Chain, damages: Mapping[str, str]) -> point_pb2.Chain:
+def chain(shown: Chain, doubts: Doubts) -> point_pb2.Chain:
     """Returns a chain."""
     return point_pb2.Chain(
         chain_id=shown.chain_id,
@@ -129,7 +145,7 @@ def chain(shown: Chain, damages: Mapping[str, str]) -> point_pb2.Chain:
         total_backups=len(shown.layers),
         total_size_bytes=shown.total_size_bytes,
         current=shown.current,
-        layers=[layer(each, shown.repository, damages) for each in shown.layers],
+        layers=[layer(each, shown.repository, doubts) for each in shown.layers],
     )
 
 

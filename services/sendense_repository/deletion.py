@@ -221,7 +221,12 @@ class Deleter:
             return Deletion((), 0)
         await self._catalogue.points.begin_delete(plan.backup_ids)
         self._observe("delete-intent")
-        freed = await remove_points(self._catalogue, plan.repository.path, plan.points, self._observe)
+        try:
+            freed = await remove_points(self._catalogue, plan.repository.path, plan.points, self._observe)
+        except OSError as error:
+            if is_no_space(error):  # it is finished when there is room, by whatever touches the VM next
+                raise self._registry.no_room(plan.repository, 0) from error
+            raise
         return Deletion(plan.backup_ids, freed)
 
     async def _clean(self, wanted: _Wanted, built: Collection[Merge]) -> None:

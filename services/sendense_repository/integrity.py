@@ -76,11 +76,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Integrity:
-    """What is known of a restore point."""
+    """What is known of a restore point; `suspicion` says why it may be wrong although its bytes are as written."""
 
     state: IntegrityState
     checked_at: datetime | None
     damages: Sequence[Damage]
+    suspicion: str = ""
 
 
 def judge(needed: Mapping[str, str], checks: Iterable[Check]) -> Integrity:

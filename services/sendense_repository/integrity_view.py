@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from sendense_db.columns import utc_now
@@ -22,7 +23,9 @@ class IntegrityView:
         """Returns what is known of a committed point."""
         layers = await self._catalogue.layers.of_vm(point.repository_id, point.vm_uuid)
         needed = needed_digests(point, layers)
-        return judge(needed, await self._catalogue.checks.of(list(needed)))
+        known = judge(needed, await self._catalogue.checks.of(list(needed)))
+        doubts = await self.suspicions_of([layer for layer in layers if layer.point_id == point.backup_id])
+        return dataclasses.replace(known, suspicion=next(iter(doubts.values()), ""))
 
     async def of_backup(self, backup_id: str) -> Integrity | None:
         """Returns what is known of a point, None when it was deleted."""
@@ -46,6 +49,10 @@ class IntegrityView:
             checks = await self._catalogue.checks.of([layer.layer_id for layer in of_vm])
             found |= layer_damages(of_vm, checks)
         return {layer.layer_id: found[layer.layer_id] for layer in layers if layer.layer_id in found}
+
+    async def suspicions_of(self, layers: Sequence[LayerRecord]) -> dict[str, str]:
+        """Returns why layers' content may be wrong although their bytes are as written; most are missing."""
+        return await self._catalogue.suspicions.of([layer.layer_id for layer in layers])
 
     async def require_undamaged(self, layer: LayerRecord) -> None:
         """Raises LayerDamaged when a check found the layer, or one below it, damaged."""

@@ -6,9 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from sendense.repository.v1 import layer_pb2_grpc, maintenance_pb2_grpc, point_pb2_grpc, repository_pb2_grpc
+from sendense.repository.v1 import (
+    audit_pb2_grpc,
+    layer_pb2_grpc,
+    maintenance_pb2_grpc,
+    point_pb2_grpc,
+    repository_pb2_grpc,
+)
 from sendense_db.engine import Database
 from sendense_db.requests import RequestLedger
+from sendense_repository.audit_servicer import AuditServicer
 from sendense_repository.config import RepositorySettings
 from sendense_repository.maintenance_servicer import MaintenanceServicer
 from sendense_repository.servicer import LayerServicer, PointServicer, RepositoryServicer
@@ -54,6 +61,11 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                     "sendense.repository.v1.MaintenanceService",
                     MaintenanceServicer(parts.deleter, parts.operations, unbroken),
                     maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server,
+                ),
+                Servicer(
+                    "sendense.repository.v1.AuditService",
+                    AuditServicer(parts.audits, unbroken),
+                    audit_pb2_grpc.add_AuditServiceServicer_to_server,
                 ),
                 *upkeep_servicers(upkeep, parts, unbroken),
             ],

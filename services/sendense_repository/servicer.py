@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sendense_repository.errors import InvalidValue
 from sendense_repository.integrity_view import IntegrityView
 from sendense_repository.layer import LayerDesk
 from sendense_repository.point import NewPoint, PlacedPoint, PointDesk
+from sendense_repository.records import LayerRecord
 from sendense_repository.registry import Registry
 from sendense_repository.sealing import Sealer
 from sendense_repository.unbroken import Unbroken
@@ -191,15 +192,18 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
 
     async def _shown(self, placed: PlacedPoint) -> point_pb2.Point:
         """Returns a point with what is known of its files."""
-        damages = await self._view.damage_of(placed.layers)
-        return convert.point(placed, await self._view.of_point(placed.point), damages)
+        doubts = await self._doubts(placed.layers)
+        return convert.point(placed, await self._view.of_point(placed.point), doubts)
+
+    async def _doubts(self, layers: Sequence[LayerRecord]) -> convert.Doubts:
+        return convert.Doubts(await self._view.damage_of(layers), await self._view.suspicions_of(layers))
 
     async def GetChains(self, request: point_pb2.GetChainsRequest, context: Any) -> point_pb2.GetChainsResponse:
         """Returns a VM's chains."""
         del context
         chains = await self._chains.of_context(request.vm_context_id)
-        damages = await self._view.damage_of([layer for chain in chains for layer in chain.layers])
-        return point_pb2.GetChainsResponse(chains=[convert.chain(each, damages) for each in chains])
+        doubts = await self._doubts([layer for chain in chains for layer in chain.layers])
+        return point_pb2.GetChainsResponse(chains=[convert.chain(each, doubts) for each in chains])
 
     async def DeletePoint(self, request: point_pb2.DeletePointRequest, context: Any) -> point_pb2.DeletePointResponse:
         """Removes a restore point."""

@@ -12,6 +12,7 @@ import structlog
 
 from sendense_db.engine import Database
 from sendense_repository import durable
+from sendense_repository.audit import AuditDesk
 from sendense_repository.chain import ChainViewer
 from sendense_repository.creation import LayerMaker
 from sendense_repository.deletion import Deleter
@@ -45,6 +46,7 @@ class Parts:
     chains: ChainViewer
     deleter: Deleter
     operations: Operations
+    audits: AuditDesk
     work_dir: Path
 
     async def start(self, default_root: Path) -> None:
@@ -103,6 +105,7 @@ def build_parts(
         chains=ChainViewer(catalogue, registry),
         deleter=deleter,
         operations=Operations(catalogue, deleter),
+        audits=AuditDesk(catalogue, layers, locks),
         work_dir=work_dir,
     )
 

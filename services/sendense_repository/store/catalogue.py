@@ -9,6 +9,7 @@ from sendense_repository.store.layers import Layers
 from sendense_repository.store.leases import Leases
 from sendense_repository.store.points import Points
 from sendense_repository.store.repositories import Repositories
+from sendense_repository.store.suspicions import Suspicions
 
 
 class Catalogue:
@@ -22,6 +23,7 @@ class Catalogue:
         self.fences = Fences(database)
         self.checks = IntegrityChecks(database)
         self.verifications = Verifications(database)
+        self.suspicions = Suspicions(database)
         self._database = database
 
     async def check(self) -> None:
