@@ -10,13 +10,14 @@ from typing import Any
 from sendense_gateway.config import GatewaySettings
 from sendense_gateway.contract import Contract
 from sendense_gateway.edge_errors import local_reply_config
+from sendense_gateway.edge_tokens import token_filter
 from sendense_gateway.routes import BUFFER, DOWNLOADS_CLUSTER, JWT, PAGES_CLUSTER, TRANSCODER, routes
 from sendense_gateway.tls import ServerCertificate
-from sendense_rpc.identity import AUDIENCE, ISSUER
 
 Config = dict[str, Any]
 
 _TYPES = "type.googleapis.com/envoy.extensions"
+CORS = "envoy.filters.http.cors"
 _MAX_CONNECTIONS = 2000
 _MAX_ANSWER_BYTES = 8 << 20
 """As much as a service may send in one message; Envoy's default of 1 MiB would make a page of files a 500."""
@@ -136,7 +137,14 @@ def _connection_manager(inputs: Inputs) -> Config:
         "local_reply_config": local_reply_config(),
         "route_config": {
             "name": "public",
-            "virtual_hosts": [{"name": "public", "domains": ["*"], "routes": routes(inputs.contract)}],
+            "virtual_hosts": [
+                {
+                    "name": "public",
+                    "domains": ["*"],
+                    "routes": routes(inputs.contract),
+                    "typed_per_filter_config": _cors_policy(inputs.settings.allowed_origins),
+                }
+            ],
             "response_headers_to_add": [
                 _header_if_absent("cache-control", "no-store"),
                 # What a guest's file holds must not be run by a browser.
@@ -156,7 +164,11 @@ def _header_if_absent(key: str, value: str) -> Config:
 
 def _filters(inputs: Inputs) -> list[Config]:
     lua = resources.files("sendense_gateway").joinpath("errors.lua").read_text()
+    cors = [{"name": CORS, "typed_config": {"@type": f"{_TYPES}.filters.http.cors.v3.Cors"}}]
     return [
+        *(cors if inputs.settings.allowed_origins else []),
+        # Answers pass the filters backwards: errors get their shape before they are compressed.
+        _compressor(),
         {
             "name": "envoy.filters.http.lua",
             "typed_config": {
@@ -164,7 +176,7 @@ def _filters(inputs: Inputs) -> list[Config]:
                 "default_source_code": {"inline_string": lua},
             },
         },
-        {"name": JWT, "typed_config": _jwt(inputs.settings)},
+        {"name": JWT, "typed_config": token_filter(inputs.settings)},
         {
             "name": BUFFER,
             "typed_config": {
@@ -181,23 +193,41 @@ def _filters(inputs: Inputs) -> list[Config]:
     ]
 
 
-def _jwt(settings: GatewaySettings) -> Config:
+def _cors_policy(origins: list[str]) -> Config:
+    """Returns which pages may call the API; none unless they are named, so browsers keep them away from it."""
+    if not origins:
+        return {}
     return {
-        "@type": f"{_TYPES}.filters.http.jwt_authn.v3.JwtAuthentication",
-        "providers": {
-            "sendense": {
-                "issuer": ISSUER,
-                "audiences": [AUDIENCE],
-                "local_jwks": {"filename": str(settings.jwks_file)},
-                # Services verify it again.
-                "forward": True,
-                "require_expiration": True,
-                # Named, or Envoy would also take a token from the query string, which ends up in logs.
-                "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
-                "payload_in_metadata": "payload",
-            }
+        CORS: {
+            "@type": f"{_TYPES}.filters.http.cors.v3.CorsPolicy",
+            "allow_origin_string_match": [{"exact": origin} for origin in origins],
+            "allow_methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
+            "allow_headers": "authorization, content-type, range",
+            "expose_headers": "x-request-id, content-range, etag",
+            "max_age": "600",
+            # Tokens are sent in a header by the page itself; a browser's own credentials are never asked for.
+            "allow_credentials": False,
+        }
+    }
+
+
+def _compressor() -> Config:
+    return {
+        "name": "envoy.filters.http.compressor",
+        "typed_config": {
+            "@type": f"{_TYPES}.filters.http.compressor.v3.Compressor",
+            "response_direction_config": {
+                "common_config": {
+                    "min_content_length": 1024,
+                    # Not server-sent events, which a compressor would hold back, and not guests' files.
+                    "content_type": ["application/json", "text/html", "text/css", "text/javascript"],
+                }
+            },
+            "compressor_library": {
+                "name": "gzip",
+                "typed_config": {"@type": f"{_TYPES}.compression.gzip.compressor.v3.Gzip"},
+            },
         },
-        "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "sendense"}}],
     }
 
 
@@ -232,6 +262,7 @@ def _access_log() -> Config:
         "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
         "request_id": "%REQ(X-REQUEST-ID)%",
         "subject": "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn:payload:sub)%",
+        "token_id": "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn:payload:jti)%",
         "from": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
         "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
         # Without its query, where a token would be if somebody puts one there.

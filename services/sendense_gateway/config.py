@@ -25,6 +25,9 @@ class GatewaySettings(ServiceSettings):
         log_level: Envoy's log level.
         access_log: Whether each request is logged to standard error, as JSON.
         max_body_bytes: Largest REST request body.
+        cors_origins: Origins whose pages may call the API from a browser, comma-separated, such as
+            `https://gui.example`; empty for none.
+        drain_seconds: How long running requests may go on after SIGTERM.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_prefix="SENDENSE_GATEWAY_")
@@ -37,6 +40,8 @@ class GatewaySettings(ServiceSettings):
     log_level: str = Field(default="warning", pattern="trace|debug|info|warning|error|critical|off")
     access_log: bool = True
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10, le=8 << 20)
+    cors_origins: str = Field(default="", pattern=r"|https?://[^\s,/*]+(\s*,\s*https?://[^\s,/*]+)*")
+    drain_seconds: float = Field(default=5.0, ge=0, le=300)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -59,6 +64,11 @@ class GatewaySettings(ServiceSettings):
     def listen_port(self) -> int:
         """Port to listen on; 0 for any."""
         return int(self.listen.rpartition(":")[2])
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins`."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def state_dir(self) -> Path:

@@ -102,6 +102,19 @@ class EnvoyProcess:
         """Waits until Envoy ends and returns its exit status (negative: the signal)."""
         return await self._process.wait()
 
+    async def drain(self, seconds: float) -> None:
+        """Takes no new connections, and returns when no request runs any more, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        connector = aiohttp.UnixConnector(path=str(self._admin_socket))
+        async with aiohttp.ClientSession("http://envoy", connector=connector) as session:
+            try:
+                async with session.post("/drain_listeners"):
+                    pass
+                while await _active_requests(session) and time.monotonic() < deadline:  # noqa: ASYNC110  # its, not ours
+                    await asyncio.sleep(_POLL)
+            except (aiohttp.ClientError, OSError) as error:
+                log.warning("Envoy cannot be drained", why=str(error))
+
     async def stop(self) -> None:
         """Ends Envoy: by SIGTERM, and by SIGKILL when it does not end within 10 s."""
         if self._process.returncode is None:
@@ -126,6 +139,12 @@ async def _listening_port(session: aiohttp.ClientSession) -> int:
     for listener in listeners.get("listener_statuses", []):
         return int(listener["local_address"]["socket_address"]["port_value"])
     return 0
+
+
+async def _active_requests(session: aiohttp.ClientSession) -> int:
+    """Returns how many requests of clients are being answered."""
+    async with session.get("/stats", params={"filter": "^http.public.downstream_rq_active$"}) as answer:
+        return int((await answer.text()).rpartition(":")[2])
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:

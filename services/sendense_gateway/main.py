@@ -92,6 +92,9 @@ async def _run(envoy: EnvoyProcess, settings: GatewaySettings, stop: asyncio.Eve
         await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             raise EnvoyFailed(f"Envoy died with status {died.result()}")
+        settings.endpoint_file.unlink(missing_ok=True)
+        log.info("draining")
+        await envoy.drain(settings.drain_seconds)
     finally:
         died.cancel()
         stopped.cancel()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sendense_gateway.contract import DOWNLOAD_TEMPLATE, Contract, RestRoute, Rpc, prose
+from sendense_gateway.openapi_examples import BODIES, VALUES
 from sendense_gateway.openapi_schema import Schemas
 from sendense_gateway.routes import OPENAPI_PATH
 
@@ -96,10 +97,10 @@ def _operation(rpc: Rpc, rest: RestRoute, name: str, schemas: Schemas) -> Docume
     }
     if rest.body:
         body = schemas.request_body(rpc.request, rest.variables)
-        operation["requestBody"] = {
-            "required": "required" in body,
-            "content": {"application/json": {"schema": body}},
-        }
+        content: Document = {"schema": body}
+        if rpc.name in BODIES:
+            content["example"] = BODIES[rpc.name]
+        operation["requestBody"] = {"required": "required" in body, "content": {"application/json": content}}
     return operation
 
 
@@ -114,6 +115,8 @@ def _parameter(place: str, rpc: Rpc, field: str, schemas: Schemas) -> Document:
     }
     if description:
         parameter["description"] = description
+    if parameter["required"] and field in VALUES:
+        parameter["example"] = VALUES[field]
     return parameter
 
 
@@ -142,12 +145,13 @@ def _other_paths() -> dict[str, Document]:
         "type": "object",
         "properties": {
             "ready": {"type": "boolean"},
+            "missing": {"type": "array", "items": {"type": "string"}, "description": "Services that do not serve."},
             "services": {
                 "type": "object",
                 "additionalProperties": {"type": "string", "enum": ["serving", "not serving", "unreachable"]},
             },
         },
-        "required": ["ready", "services"],
+        "required": ["ready", "missing", "services"],
     }
     readiness = {"application/json": {"schema": state}}
     return {
@@ -196,6 +200,7 @@ def _other_paths() -> dict[str, Document]:
                 "operationId": "DescribeApi",
                 "tags": ["Gateway"],
                 "summary": "Returns this document",
+                "security": [],
                 "responses": {
                     "200": {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}},
                     **_ERRORS,

@@ -1,4 +1,4 @@
-"""The few pages that the gateway serves itself, behind Envoy: which services answer, and the description of the API."""
+"""The few pages that the gateway serves itself, behind Envoy: which services answer, what the API is, the keys."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sendense_gateway.api_docs import add_docs
+from sendense_gateway.edge_tokens import KEYS_PATH, OIDC, OWN
 from sendense_gateway.routes import OPENAPI_PATH
-from sendense_rpc.channel import Peer, unix_peer
+from sendense_rpc.channel import Peer, service_peer
 from sendense_rpc.errors import SendenseError
 from sendense_rpc.server import listening
 from sendense_rpc.settings import ServiceSettings
@@ -37,14 +39,21 @@ async def serving_pages(
     async with AsyncExitStack() as stack:
         peers: dict[str, Peer] = {}
         for service in services:
-            peers[service] = unix_peer(settings.socket(service), settings.identity_file("gateway"))
+            peers[service] = service_peer(settings, service, "gateway")
             stack.push_async_callback(peers[service].close)
 
         async def ready(request: web.Request) -> web.Response:
             del request
             states = dict(zip(peers, await asyncio.gather(*map(_state, peers.values())), strict=True))
             good = all(state == "serving" for state in states.values())
-            return web.json_response({"ready": good, "services": states}, status=200 if good else 503)
+            missing = [name for name, state in states.items() if state != "serving"]
+            return web.json_response(
+                {"ready": good, "missing": missing, "services": states}, status=200 if good else 503
+            )
+
+        async def keys(request: web.Request) -> web.Response:
+            file = key_files[request.match_info["provider"]]
+            return web.json_response(text=await asyncio.to_thread(_keys, file))
 
         async def describe(request: web.Request) -> web.Response:
             del request
@@ -53,6 +62,9 @@ async def serving_pages(
         application = web.Application()
         application.router.add_get("/readyz", ready)
         application.router.add_get(OPENAPI_PATH, describe)
+        key_files = {OWN: settings.jwks_file, OIDC: settings.oidc_jwks_file}
+        application.router.add_get(f"{KEYS_PATH}{{provider:{OWN}|{OIDC}}}", keys)
+        add_docs(application)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -60,6 +72,11 @@ async def serving_pages(
         await web.UnixSite(runner, str(socket)).start()
         await asyncio.to_thread(socket.chmod, 0o600)
         yield
+
+
+def _keys(file: Path) -> str:
+    # No keys yet is no reason to let the listener wait: no token is good until there are some.
+    return file.read_text() if file.exists() else '{"keys": []}'
 
 
 async def _state(peer: Peer) -> str:

@@ -25,6 +25,7 @@ PAGES_CLUSTER = "gateway"
 DOWNLOADS_CLUSTER = "restore-http"
 REFLECTION_OWNER = "access"
 OPENAPI_PATH = "/api/v1/openapi.json"
+DOCS_PATH = "/docs"
 
 _DISABLED: Config = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 _NO_TRANSCODING: Config = {TRANSCODER: _DISABLED}
@@ -48,16 +49,24 @@ def path_regex(template: str) -> str:
 
 def _pages() -> Iterator[Config]:
     yield {
-        "match": {"path": "/healthz"},
+        "match": {"path": "/healthz", "headers": [_method_is("GET")]},
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps({"status": "ok"})}},
         "response_headers_to_add": [{"header": {"key": "content-type", "value": "application/json"}}],
         "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
     }
-    yield {
-        "match": {"path": "/readyz"},
-        "route": {"cluster": PAGES_CLUSTER, "timeout": "10s"},
-        "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
-    }
+    # The description of the API is no secret, and a browser shows it before anybody has entered a token.
+    for match in (
+        {"path": "/readyz"},
+        {"path": DOCS_PATH},
+        {"safe_regex": {"regex": f"{DOCS_PATH}/[a-z0-9.-]*"}},
+    ):
+        yield {
+            "match": {**match, "headers": [_method_is("GET")]},
+            "route": {"cluster": PAGES_CLUSTER, "timeout": "10s"},
+            "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
+        }
+    for path in ("/healthz", "/readyz", DOCS_PATH):
+        yield _refuse_other_methods({"path": path}, ["GET"])
 
 
 def _grpc(contract: Contract) -> Iterator[Config]:
@@ -78,7 +87,12 @@ def _grpc_route(path: str, owner: str, *, streaming: bool) -> Config:
 
 def _rest(contract: Contract) -> Iterator[Config]:
     paths: dict[str, dict[str, Config]] = {
-        OPENAPI_PATH: {"GET": {"route": {"cluster": PAGES_CLUSTER}, "typed_per_filter_config": _NO_TRANSCODING}},
+        OPENAPI_PATH: {
+            "GET": {
+                "route": {"cluster": PAGES_CLUSTER},
+                "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
+            }
+        },
         DOWNLOAD_TEMPLATE: {
             verb: {
                 "route": {"cluster": DOWNLOADS_CLUSTER, "timeout": "0s"},
