@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -77,9 +78,13 @@ def print_facts(facts: Sequence[tuple[str, str]], indent: int = 0) -> None:
     label = max(cell_len(name) for name, _ in shown)
     if console.width < _NARROW:
         for name, value in shown:
-            fits = indent + label + 2 + cell_len(value) <= console.width
-            beside = f"{name:<{label}}  {value}" if fits else f"{name}\n{' ' * (indent + 2)}{value}"
-            console.print(Text(" " * indent + beside), soft_wrap=True)
+            if indent + label + 2 + cell_len(value) <= console.width:
+                console.print(Text(f"{' ' * indent}{name:<{label}}  {value}"), soft_wrap=True)
+                continue
+            # Words are kept whole, so that a path or an id can still be copied.
+            below = textwrap.wrap(value, console.width - indent - 2, break_long_words=False, break_on_hyphens=False)
+            for number, line in enumerate([name, *below]):
+                console.print(Text(" " * (indent + 2 * bool(number)) + line), soft_wrap=True)
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
