@@ -49,6 +49,9 @@ def start(
         str, typer.Option("--repository", help="Name of the repository; default: the default one.")
     ] = "",
     quiesce: Annotated[bool, typer.Option("--quiesce", help="Ask the guest to quiesce its file systems.")] = False,
+    exclude_disk: Annotated[
+        list[str] | None, typer.Option("--exclude-disk", help="Leave a disk out: its label, device key or uuid.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the backup until it has ended.")] = True,
     json_: Json = False,
 ) -> None:
@@ -62,6 +65,7 @@ def start(
             backup_type=backup_type,
             repository=repository,
             quiesce=quiesce,
+            exclude_disks=exclude_disk or [],
             request_id=uuid.uuid4().hex,
         )
         backup = gateway.call(stub.StartBackup, request)
@@ -98,6 +102,10 @@ def _show_outcome(backup: backup_pb2.Backup, *, json_: bool) -> None:
         )
         rows = [[d.label, d.backup_type, size(d.bytes_transferred), d.reason] for d in backup.disks]
         print_table(["DISK", "TYPE", "MOVED>", "WHY"], rows, "No disks.")
+        if backup.consistency_note:
+            console.print(f"[yellow]crash-consistent[/]: {printable(backup.consistency_note)}")
+        if backup.alert:
+            console.print(f"[red]alert[/]: {printable(backup.alert)}")
     elif backup.status in FINAL:
         print_error(f"backup {backup.backup_id} is {backup.status}: {backup.error_message}", reason=backup.error_reason)
     if backup.status in ("failed", "cancelled"):
@@ -155,6 +163,10 @@ def get(backup_id: BackupId, json_: Json = False) -> None:
         ("created", moment(backup.created_at)),
         ("ended", moment(backup.completed_at)),
     ]
+    if backup.consistency:
+        facts.append(("snapshot", " – ".join(filter(None, (backup.consistency, backup.consistency_note)))))
+    if backup.alert:
+        facts.append(("alert", backup.alert))
     if backup.error_message:
         facts.append(("error", f"{backup.error_message} [{backup.error_reason}]"))
     print_facts(facts)

@@ -39,6 +39,7 @@ class StartOrder:
     repository: str
     request_id: str
     quiesce: bool
+    exclude_disks: tuple[str, ...] = ()
 
 
 class Backups:
@@ -93,6 +94,7 @@ class Backups:
                 requested_type=order.backup_type,
                 repository=repository,
                 quiesce=order.quiesce,
+                exclude_disks=order.exclude_disks,
                 request_id=order.request_id,
             )
         )

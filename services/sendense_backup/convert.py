@@ -44,6 +44,10 @@ def to_backup(job: Job) -> backup_pb2.Backup:
         completed_at=to_timestamp(job.completed_at),
         disks=[_disk(each) for each in job.disks],
         progress=None if job.final else _progress(job),
+        consistency=job.consistency,
+        consistency_note=job.consistency_note,
+        alert=job.alert,
+        exclude_disks=job.exclude_disks,
     )
 
 

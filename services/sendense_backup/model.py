@@ -75,6 +75,17 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class VmSnapshot:
+    """A snapshot that a VM has now; job and installation are empty for a foreign one."""
+
+    moref: str
+    name: str
+    created_at: datetime
+    job_id: str = ""
+    installation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Vm:
     """A VM as its vCenter shows it; `disks` and `hardware_json` are empty in lists."""
 
@@ -314,6 +325,10 @@ class Job:
     policy_id: str = ""
     policy_run_id: str = ""
     retry_of: str = ""
+    exclude_disks: tuple[str, ...] = ()
+    consistency: str = ""
+    consistency_note: str = ""
+    alert: str = ""
     disks: tuple[JobDisk, ...] = field(default=())
 
     @property

@@ -34,6 +34,7 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
             repository=request.repository,
             request_id=request.request_id,
             quiesce=request.quiesce,
+            exclude_disks=tuple(request.exclude_disks),
         )
         return to_backup(await self._backups.start(order))
 

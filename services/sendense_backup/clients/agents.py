@@ -15,7 +15,7 @@ from sendense.agent.v1 import agent_pb2, agent_pb2_grpc
 from sendense.tunnel.v1 import tunnel_pb2, tunnel_pb2_grpc
 from sendense_backup.clients.streams import exchange
 from sendense_backup.errors import NoAgent
-from sendense_backup.model import Disk, Holder, KnownVm, RevertLook, Snapshot, SnapshotFacts, Vm, VmRef
+from sendense_backup.model import Disk, Holder, KnownVm, RevertLook, Snapshot, SnapshotFacts, Vm, VmRef, VmSnapshot
 from sendense_rpc.channel import Peer, unix_peer
 from sendense_rpc.errors import SendenseError
 
@@ -87,8 +87,8 @@ class AgentClient:
 
     def __init__(self, agent_id: str, peer: Peer, installation_id: str) -> None:
         self.agent_id = agent_id
+        self.installation_id = installation_id
         self._peer = peer
-        self._installation_id = installation_id
         self._stub = agent_pb2_grpc.AgentServiceStub(peer.channel)
 
     async def list_vms(self, name: str) -> list[Vm]:
@@ -186,7 +186,7 @@ class AgentClient:
                     yield Done(_progress(event.done.progress), event.done.reader)
 
     def _holder(self, holder: Holder) -> agent_pb2.Holder:
-        return agent_pb2.Holder(job_id=holder.job_id, attempt=holder.attempt, installation_id=self._installation_id)
+        return agent_pb2.Holder(job_id=holder.job_id, attempt=holder.attempt, installation_id=self.installation_id)
 
 
 class Agents:
@@ -289,6 +289,10 @@ def _vm(vm: agent_pb2.Vm) -> Vm:
         datastore_free_bytes=vm.datastore_free_bytes,
         hardware_json=vm.hardware_json,
         disks=tuple(_disk(each) for each in vm.disks),
+        snapshots=tuple(
+            VmSnapshot(each.moref, each.name, each.created_at.ToDatetime(UTC), each.job_id, each.installation_id)
+            for each in vm.snapshots
+        ),
     )
 
 

@@ -39,6 +39,7 @@ class NewJob:
     policy_id: str = ""
     policy_run_id: str = ""
     retry_of: str = ""
+    exclude_disks: tuple[str, ...] = ()
 
 
 class Admission:
@@ -107,6 +108,7 @@ class Admission:
                 policy_id=new.policy_id or None,
                 policy_run_id=new.policy_run_id or None,
                 retry_of=new.retry_of or None,
+                exclude_disks_json=json.dumps(list(new.exclude_disks)),
             )
         )
         row = (await connection.execute(SELECT_JOBS.where(jobs.c.id == identifier))).one()

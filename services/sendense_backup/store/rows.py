@@ -62,6 +62,10 @@ def to_job(row: Row[Any], job_disks: tuple[JobDisk, ...] = ()) -> Job:
         policy_id=row.policy_id or "",
         policy_run_id=row.policy_run_id or "",
         retry_of=row.retry_of or "",
+        exclude_disks=tuple(json.loads(row.exclude_disks_json)),
+        consistency=row.consistency,
+        consistency_note=row.consistency_note,
+        alert=row.alert,
         disks=job_disks,
     )
 

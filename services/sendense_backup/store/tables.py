@@ -81,6 +81,10 @@ jobs = Table(
     Column("rate_bytes_per_second", BigInteger, nullable=False, server_default="0"),
     Column("snapshot_at", UtcDateTime),
     Column("hardware_json", Text),
+    Column("exclude_disks_json", Text, nullable=False, server_default="[]"),
+    Column("consistency", String(32), nullable=False, server_default=""),
+    Column("consistency_note", Text, nullable=False, server_default=""),
+    Column("alert", Text, nullable=False, server_default=""),
     Column("deleted_at", UtcDateTime),
     # Waiting in line: who goes first, since when it may run, and when it was let in.
     Column("priority", Integer, nullable=False, server_default="0"),

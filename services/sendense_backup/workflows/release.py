@@ -153,8 +153,15 @@ async def _undo_snapshot(work: Work, lease: Lease) -> None:
 async def remove_job_snapshot(work: Work, lease: Lease) -> None:
     """Removes the job's snapshot; with no recorded moref, all snapshots of the job."""
     job = await work.job()
-    removed = await (await work.agent()).remove_snapshot(job.ref, work.holder, lease.resource_id)
+    try:
+        removed = await (await work.agent()).remove_snapshot(job.ref, work.holder, lease.resource_id)
+    except SendenseError as error:
+        what = f"snapshot {lease.resource_id or 'of unknown id'} of '{job.vm_name}'"
+        await work.set_job(alert=f"{what} is not removed yet, or its disks not consolidated: {error.message}")
+        raise
     await work.catalogue.leases.end(lease)
+    if job.alert:
+        await work.set_job(alert="")
     await work.log("info", "unsnapshot", f"snapshot {', '.join(removed) or 'was gone already'} removed", morefs=removed)
 
 

@@ -44,6 +44,10 @@ class Backup(_message.Message):
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_NOTE_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    EXCLUDE_DISKS_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """Identifier: `backup-{vm_name}-{YYYYMMDDhhmmss}`."""
     vm_context_id: _builtins.str
@@ -72,6 +76,14 @@ class Backup(_message.Message):
     """Why it failed; empty otherwise."""
     error_reason: _builtins.str
     """Why it failed, as a word from docs/errors.md; empty otherwise."""
+    consistency: _builtins.str
+    """What the snapshot is: `quiesced` or `crash-consistent`; empty before it is made."""
+    consistency_note: _builtins.str
+    """Why it is crash-consistent although quiescing was asked for; empty otherwise."""
+    alert: _builtins.str
+    """What needs somebody's attention: a snapshot that cannot be removed, disks that cannot be consolidated. It stays until
+    that is gone; empty otherwise.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -91,6 +103,10 @@ class Backup(_message.Message):
     @_builtins.property
     def progress(self) -> Global___Progress:
         """Where it is now; unset once it has ended."""
+
+    @_builtins.property
+    def exclude_disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Disks that the caller left out."""
 
     def __init__(
         self,
@@ -114,10 +130,14 @@ class Backup(_message.Message):
         completed_at: _timestamp_pb2.Timestamp | None = ...,
         disks: _abc.Iterable[Global___BackupDisk] | None = ...,
         progress: Global___Progress | None = ...,
+        consistency: _builtins.str = ...,
+        consistency_note: _builtins.str = ...,
+        alert: _builtins.str = ...,
+        exclude_disks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "created_at", b"created_at", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "bytes_transferred", b"bytes_transferred", "change_id", b"change_id", "completed_at", b"completed_at", "created_at", b"created_at", "disks", b"disks", "error_message", b"error_message", "error_reason", b"error_reason", "parent_backup_id", b"parent_backup_id", "progress", b"progress", "repository", b"repository", "repository_path", b"repository_path", "repository_type", b"repository_type", "started_at", b"started_at", "status", b"status", "total_bytes", b"total_bytes", "vm_context_id", b"vm_context_id", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "backup_id", b"backup_id", "backup_type", b"backup_type", "bytes_transferred", b"bytes_transferred", "change_id", b"change_id", "completed_at", b"completed_at", "consistency", b"consistency", "consistency_note", b"consistency_note", "created_at", b"created_at", "disks", b"disks", "error_message", b"error_message", "error_reason", b"error_reason", "exclude_disks", b"exclude_disks", "parent_backup_id", b"parent_backup_id", "progress", b"progress", "repository", b"repository", "repository_path", b"repository_path", "repository_type", b"repository_type", "started_at", b"started_at", "status", b"status", "total_bytes", b"total_bytes", "vm_context_id", b"vm_context_id", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +265,7 @@ class StartBackupRequest(_message.Message):
     VM_UUID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     QUIESCE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_DISKS_FIELD_NUMBER: _builtins.int
     vm_name: _builtins.str
     """Name of the VM. Exactly one of `vm_name` and `vm_uuid` must be set."""
     backup_type: _builtins.str
@@ -257,6 +278,12 @@ class StartBackupRequest(_message.Message):
     """Made up by the caller; the same id again returns the backup that it started."""
     quiesce: _builtins.bool
     """Ask the guest to quiesce its file systems."""
+    @_builtins.property
+    def exclude_disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Disks to leave out, each by its label (`Hard disk 2`), device key (`2001`) or uuid. A disk that the VM does not have fails
+        the backup (DISK_NOT_FOUND). A disk that was left out is read fully when it is in again.
+        """
+
     def __init__(
         self,
         *,
@@ -266,10 +293,11 @@ class StartBackupRequest(_message.Message):
         vm_uuid: _builtins.str = ...,
         request_id: _builtins.str = ...,
         quiesce: _builtins.bool = ...,
+        exclude_disks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_type", b"backup_type", "quiesce", b"quiesce", "repository", b"repository", "request_id", b"request_id", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_type", b"backup_type", "exclude_disks", b"exclude_disks", "quiesce", b"quiesce", "repository", b"repository", "request_id", b"request_id", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
