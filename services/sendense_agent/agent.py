@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from sendense_agent import change_tracking, event_log, snapshots
+from sendense_agent import audit, change_tracking, event_log, snapshots
 from sendense_agent.capture import Capture, CaptureJob
 from sendense_agent.changed_areas import areas_of
 from sendense_agent.errors import CaptureInvalid
@@ -167,6 +167,35 @@ class Agent:
                 async for event in events:
                     yield event
             yield Done(capture.progress, capture.reader)
+
+    async def digests(
+        self, ref: VmRef, holder: Holder, snapshot_moref: str, device_key: int, blocks: Sequence[Extent]
+    ) -> AsyncGenerator[list[bytes]]:
+        """Reads blocks of a snapshot's disk and yields their digests, in pages.
+
+        Raises:
+            CaptureInvalid: The blocks overlap, are too long, or lie behind the disk's end.
+            CaptureFailed: A block could not be read.
+            ReaderUnsuitable: No reader can read the disk.
+            SendenseError: vCenter or snapshot are not there.
+        """
+        self._fence.admit(holder)
+        vcenter = await self._vcenter(ref)
+        source = await _source(vcenter, ref, snapshot_moref, device_key)
+        try:
+            wanted = list(check(blocks, source.disk.capacity_bytes))
+        except ExtentError as error:
+            raise CaptureInvalid(f"the blocks of {source.disk} cannot be: {error}") from error
+        if any(block.length > audit.LARGEST_READ for block in wanted):
+            raise CaptureInvalid(f"a block of {source.disk} is longer than {audit.LARGEST_READ} bytes")
+        if not wanted:
+            return
+        async with (
+            self._readers.open(source, vcenter.check_account) as opened,
+            contextlib.aclosing(audit.digests_of(opened, wanted)) as pages,
+        ):
+            async for page in pages:
+                yield page
 
     @contextlib.asynccontextmanager
     async def _only_capture(self, order: CaptureOrder, disk: Disk, areas: list[Extent]) -> AsyncIterator[Capture]:

@@ -87,6 +87,23 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         for page in convert.plan_pages(plan):
             yield page
 
+    async def DigestBlocks(
+        self, request_iterator: AsyncIterator[agent_pb2.DigestBlocksRequest], context: Any
+    ) -> AsyncIterator[agent_pb2.DigestPage]:
+        """Reads blocks of a disk and streams their digests."""
+        del context
+        source, blocks = await _digest_order(request_iterator)
+        pages = self._agent.digests(
+            convert.vm_ref(source.vm),
+            convert.holder(source.holder),
+            source.snapshot_moref,
+            source.device_key,
+            blocks,
+        )
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                yield agent_pb2.DigestPage(digests=page)
+
     async def Capture(
         self, request_iterator: AsyncIterator[agent_pb2.CaptureRequest], context: Any
     ) -> AsyncIterator[agent_pb2.CaptureEvent]:
@@ -96,6 +113,27 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         async with contextlib.aclosing(self._agent.capture(order)) as events:
             async for event in events:
                 yield convert.event_message(event)
+
+
+async def _digest_order(
+    requests: AsyncIterator[agent_pb2.DigestBlocksRequest],
+) -> tuple[agent_pb2.DigestSource, list[Extent]]:
+    """Reads a whole request: the disk first, then blocks until the caller half-closes."""
+    source: agent_pb2.DigestSource | None = None
+    blocks: list[Extent] = []
+    async for request in requests:
+        if request.HasField("source") == (source is not None):
+            raise CaptureInvalid("the first request, and no other, says which disk")
+        source = source or request.source
+        try:
+            blocks += convert.extents(request.blocks)
+        except ExtentError as error:
+            raise CaptureInvalid(str(error)) from error
+        if len(blocks) > MAX_AREAS:
+            raise CaptureInvalid(f"more than {MAX_AREAS} blocks")
+    if source is None:
+        raise CaptureInvalid("nothing was asked for")
+    return source, blocks
 
 
 async def _order(requests: AsyncIterator[agent_pb2.CaptureRequest]) -> CaptureOrder:

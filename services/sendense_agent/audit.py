@@ -1,0 +1,106 @@
+"""Reads blocks of a snapshot's disk and tells their digests, to be compared with what was backed up (cbt-facts 8).
+
+Neighbouring blocks are read with one request. A block that cannot be read ends the reading with an error: it is never
+taken for zeroes, nor left out. A server that answers no more is given up: its reader is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nbd
+from blake3 import blake3
+
+from sendense_agent.errors import CaptureFailed
+from sendense_agent.readers.choice import OpenReader
+from sendense_blockio.extents import Extent
+
+PAGE_BLOCKS = 1000
+"""Blocks of one answer."""
+LARGEST_READ = 1 << 20
+"""Longest request, and the longest block."""
+STALL_SECONDS = 120.0
+"""A page that takes longer is given up: 64 MiB in blocks of 64 KiB on the slowest link that is of use."""
+
+
+async def digests_of(opened: OpenReader, blocks: Sequence[Extent]) -> AsyncGenerator[list[bytes]]:
+    """Yields the BLAKE3 digests of blocks, in their order, in pages.
+
+    Args:
+        opened: The running reader.
+        blocks: By offset, apart, each at most `LARGEST_READ`.
+
+    Raises:
+        CaptureFailed: A block could not be read.
+    """
+    with ThreadPoolExecutor(opened.description.connections, thread_name_prefix="audit") as threads:
+        handles = [nbd.NBD() for _ in range(opened.description.connections)]
+        try:
+            for start in range(0, len(blocks), PAGE_BLOCKS):
+                yield await _page(opened, threads, handles, blocks[start : start + PAGE_BLOCKS])
+        finally:
+            # A thread that still waits is freed by the end of the reader.
+            await opened.process.stop()
+
+
+async def _page(
+    opened: OpenReader, threads: ThreadPoolExecutor, handles: Sequence[nbd.NBD], blocks: Sequence[Extent]
+) -> list[bytes]:
+    """Returns the digests of one page; each connection reads its share."""
+    share = -(-len(blocks) // len(handles))
+    shares = [blocks[first : first + share] for first in range(0, len(blocks), share)]
+    loop = asyncio.get_running_loop()
+    reading = [
+        loop.run_in_executor(threads, _read, handle, opened.process.socket, part)
+        for handle, part in zip(handles, shares, strict=False)
+    ]
+    death = asyncio.create_task(opened.process.died())
+    done = asyncio.gather(*reading)
+    awaited: list[asyncio.Future[Any]] = [done, death]
+    try:
+        await asyncio.wait(awaited, timeout=STALL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            why = death.result() if death.done() else f"no page of blocks within {STALL_SECONDS:g} s"
+            raise CaptureFailed(f"audit: {why}", side="source", cause="READER_DIED", retryable=True)
+        return list(itertools.chain.from_iterable(await done))
+    except nbd.Error as error:
+        words = opened.process.last_words()
+        raise CaptureFailed(
+            f"audit: a block cannot be read ({error.string}): {words or 'no message'}",
+            side="source",
+            cause="READ_FAILED",
+            retryable=True,
+        ) from error
+    finally:
+        death.cancel()
+        done.cancel()
+
+
+def _read(handle: nbd.NBD, socket: Path, blocks: Sequence[Extent]) -> list[bytes]:
+    """Reads and digests blocks; blocking."""
+    if handle.aio_is_created():
+        handle.connect_unix(str(socket))
+    found: list[bytes] = []
+    for run in runs(blocks):
+        data = memoryview(handle.pread(sum(block.length for block in run), run[0].offset))
+        for block in run:
+            begin = block.offset - run[0].offset
+            found.append(blake3(data[begin : begin + block.length]).digest())
+    return found
+
+
+def runs(blocks: Sequence[Extent]) -> Iterator[list[Extent]]:
+    """Yields neighbouring blocks together, as many as fit into one request."""
+    run: list[Extent] = []
+    for block in blocks:
+        if run and (run[-1].end != block.offset or block.end - run[0].offset > LARGEST_READ):
+            yield run
+            run = []
+        run.append(block)
+    if run:
+        yield run
