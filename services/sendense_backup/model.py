@@ -101,6 +101,7 @@ class Vm:
     datastore_free_bytes: int = 0
     hardware_json: str = ""
     disks: tuple[Disk, ...] = ()
+    snapshots: tuple[VmSnapshot, ...] = ()
     tags: tuple[str, ...] = ()
 
     @property
