@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sendense_backup.errors import (
     AmbiguousVmName,
-    BackupMustEnd,
     BackupNotFound,
     ExactlyOneVm,
     NoFullBackup,
@@ -18,7 +15,7 @@ from sendense_backup.errors import (
     VmNotFound,
     VmOnSeveralAgents,
 )
-from sendense_backup.model import COMPLETED, INCREMENTAL, Chain, Holder, Job, KnownVm, VmContext
+from sendense_backup.model import INCREMENTAL, Chain, Job, KnownVm, VmContext
 from sendense_backup.store.admission import NewJob
 from sendense_backup.workflows.runtime import Runtime
 from sendense_rpc.identity import current_limits
@@ -96,6 +93,7 @@ class Backups:
                 quiesce=order.quiesce,
                 exclude_disks=order.exclude_disks,
                 request_id=order.request_id,
+                datastores=await self._runtime.datastores_of(found),
             )
         )
         if new:
@@ -121,48 +119,6 @@ class Backups:
                 raise VmOnSeveralAgents(order.vm_uuid, vms)
             raise AmbiguousVmName(order.vm_name, [(each.vm.ref.vm_uuid, each.vm.inventory_path) for each in vms])
         return vms[0]
-
-    async def watch(self, backup_id: str) -> AsyncIterator[Job]:
-        """Yields the job whenever it changed, at most twice a second, and every 15 seconds; the last one has ended."""
-        job = await self.catalogue.jobs.get(backup_id)
-        told_at = time.monotonic()
-        yield job
-        while not job.final:
-            await asyncio.sleep(WATCH_SECONDS)
-            now = await self.catalogue.running.read(job.backup_id)
-            if now != job or time.monotonic() - told_at >= HEARTBEAT_SECONDS:
-                job, told_at = now, time.monotonic()
-                yield job
-
-    async def cancel(self, backup_id: str) -> Job:
-        """Asks a job to stop; it is undone by its workflow. No error when it has ended."""
-        job = await self.catalogue.jobs.get(backup_id)
-        if await self.catalogue.jobs.request_cancel(job.backup_id):
-            await self.catalogue.log.write(job.backup_id, "info", "cancel", "somebody asked to cancel the backup")
-        return await self.catalogue.jobs.get(job.backup_id)
-
-    async def delete(self, backup_id: str, *, cascade: bool, dry_run: bool) -> tuple[list[str], int]:
-        """Deletes a restore point, or the record of a job that made none: storage first, then the rows are hidden.
-
-        Returns:
-            The backups that went (or would go), newest first, and the bytes that come back.
-
-        Raises:
-            BackupMustEnd: It is still running.
-            RemoteError: HAS_DEPENDANTS, POINT_LEASED.
-        """
-        job = await self.catalogue.jobs.get(backup_id)
-        if not job.final:
-            raise BackupMustEnd(job.backup_id)
-        gone, freed = [job.backup_id], 0
-        if job.status == COMPLETED and await self._repository.point(job.backup_id) is not None:
-            attempt = job.attempt if dry_run else await self.catalogue.running.fence_ended(job.backup_id)
-            gone, freed = await self._repository.delete_point(
-                job.backup_id, Holder(job.backup_id, attempt), cascade=cascade, dry_run=dry_run
-            )
-        if not dry_run:
-            await self.catalogue.jobs.mark_deleted([*gone, job.backup_id])
-        return gone, freed
 
     async def chain(self, vm_name: str, vm_uuid: str) -> tuple[VmContext, list[Chain]]:
         """Returns a VM's chains.

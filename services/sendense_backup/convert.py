@@ -7,10 +7,18 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sendense.backup.v1 import backup_pb2
-from sendense_backup.model import COMPLETED, FULL, Chain, Job, JobDisk, KnownVm, VmContext
+from sendense_backup.model import COMPLETED, FULL, RUNNING, Chain, Job, JobDisk, KnownVm, VmContext
 from sendense_backup.progress import eta_seconds, percent
 from sendense_backup.store.job_log import LogEntry
 from sendense_backup.store.jobs import JobFilter
+
+DEFAULT_PAGE = 100
+LARGEST_PAGE = 1000
+
+
+def page_size(asked: int) -> int:
+    """Returns how many entries a page has: 100 unless asked otherwise, at most 1000."""
+    return min(asked, LARGEST_PAGE) if asked > 0 else DEFAULT_PAGE
 
 
 def to_timestamp(moment: datetime | None) -> Timestamp | None:
@@ -53,7 +61,7 @@ def to_backup(job: Job) -> backup_pb2.Backup:
 
 def _progress(job: Job) -> backup_pb2.Progress:
     return backup_pb2.Progress(
-        phase=job.phase or job.status,
+        phase=job.phase or ("waiting" if job.admitted_at is None else job.status),
         done_bytes=job.bytes_transferred,
         total_bytes=job.total_bytes,
         percent=percent(job.bytes_transferred, job.total_bytes),
@@ -75,6 +83,18 @@ def _disk(disk: JobDisk) -> backup_pb2.BackupDisk:
         bytes_transferred=disk.bytes_transferred,
         change_id=disk.change_id,
         status=disk.status,
+        progress=_disk_progress(disk) if disk.status == RUNNING else None,
+    )
+
+
+def _disk_progress(disk: JobDisk) -> backup_pb2.Progress:
+    return backup_pb2.Progress(
+        phase=disk.phase or disk.status,
+        done_bytes=disk.bytes_transferred,
+        total_bytes=disk.total_bytes,
+        percent=percent(disk.bytes_transferred, disk.total_bytes),
+        rate_bytes_per_second=disk.rate_bytes_per_second,
+        eta_seconds=eta_seconds(disk.bytes_transferred, disk.total_bytes, disk.rate_bytes_per_second),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from sendense_backup.model import KnownVm
+from sendense_backup.model import KnownVm, Operation
 from sendense_rpc.errors import Kind, SendenseError
 
 
@@ -307,4 +307,70 @@ class PolicyExists(SendenseError):
             reason="POLICY_EXISTS",
             help="Choose another name, or change that one: sendense-ctl policy update",
             metadata={"policy": name},
+        )
+
+
+class JobNotFailed(SendenseError):
+    """Only a job that failed or was cancelled can be tried again."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(
+            f"job {job_id} is {status}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="JOB_NOT_FAILED",
+            help="Only a job that failed or was cancelled can be tried again; start a new one instead.",
+            metadata={"job_id": job_id, "status": status},
+        )
+
+
+class NoRestorePoint(SendenseError):
+    """The backup made no restore point."""
+
+    def __init__(self, backup_id: str, status: str) -> None:
+        super().__init__(
+            f"backup {backup_id} is {status}: it has no restore point",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="NO_RESTORE_POINT",
+            help="Name a completed backup: sendense-ctl backup list --status completed",
+            metadata={"backup_id": backup_id},
+        )
+
+
+class NotOneVm(SendenseError):
+    """Restore points that were named together do not form a run."""
+
+    def __init__(self, first: str, last: str) -> None:
+        super().__init__(
+            f"{first} and {last} are no run of one VM's restore points in one repository",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="INVALID_FIELD",
+            help="Name the oldest and the newest of a VM's points: sendense-ctl backup chain",
+            metadata={"field": "last_backup_id"},
+        )
+
+
+class PointHeld(SendenseError):
+    """Somebody reads a restore point that is concerned."""
+
+    def __init__(self, backup_id: str, holders: Sequence[str]) -> None:
+        super().__init__(
+            f"{backup_id}, or a restore point that builds on it, is held by {', '.join(holders)}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="POINT_LEASED",
+            help="Unmount it, or wait for the job that reads it.",
+            retryable=True,
+            metadata={"backup_id": backup_id, "holders": ",".join(holders)},
+        )
+
+
+class OperationFailed(SendenseError):
+    """A job that the answer waited for has failed; carries the job's reason."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(
+            f"job {operation.operation_id} failed: {operation.error_message}",
+            kind=Kind.ABORTED,
+            reason=operation.error_reason or "INTERNAL",
+            help=f"Look at its log: sendense-ctl job log --job-id {operation.operation_id}",
+            metadata={"job_id": operation.operation_id},
         )

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from sendense.backup.v1 import backup_pb2_grpc
+from sendense.backup.v1 import backup_pb2_grpc, job_pb2_grpc, policy_pb2_grpc
 from sendense_backup.backups import Backups
 from sendense_backup.clients.agents import Agents
 from sendense_backup.clients.exports import ExportsClient
 from sendense_backup.clients.maintenance import MaintenanceClient
 from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
+from sendense_backup.job_servicer import JobServicer
+from sendense_backup.jobs import Jobs
+from sendense_backup.policies import Policies
+from sendense_backup.policy_servicer import PolicyServicer
+from sendense_backup.scheduler import Scheduler
 from sendense_backup.servicer import BackupServicer, VmServicer
 from sendense_backup.store import Catalogue
 from sendense_backup.store.tables import requests
@@ -60,15 +65,26 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
         await stack.enter_async_context(engine)
         await stack.enter_async_context(Doorkeeper(runtime, engine))
         await stack.enter_async_context(Caretaker(runtime, engine))
-        backups = Backups(runtime)
+        scheduler = await stack.enter_async_context(Scheduler(runtime))
+        backups, jobs = Backups(runtime), Jobs(runtime)
         yield Service(
             name=NAME,
             servicers=[
                 Servicer(
                     "sendense.backup.v1.BackupService",
-                    BackupServicer(backups),
+                    BackupServicer(backups, jobs),
                     backup_pb2_grpc.add_BackupServiceServicer_to_server,
                     own_repeats=frozenset({"StartBackup"}),
+                ),
+                Servicer(
+                    "sendense.backup.v1.JobService",
+                    JobServicer(jobs),
+                    job_pb2_grpc.add_JobServiceServicer_to_server,
+                ),
+                Servicer(
+                    "sendense.backup.v1.PolicyService",
+                    PolicyServicer(Policies(runtime, scheduler)),
+                    policy_pb2_grpc.add_PolicyServiceServicer_to_server,
                 ),
                 Servicer(
                     "sendense.backup.v1.VmService",

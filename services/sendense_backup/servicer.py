@@ -7,22 +7,17 @@ from typing import Any
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense_backup.backups import Backups, StartOrder
-from sendense_backup.convert import to_backup, to_chain, to_filter, to_log_entry, to_vm
-
-DEFAULT_PAGE = 100
-LARGEST_PAGE = 1000
-
-
-def page_size(asked: int) -> int:
-    """Returns how many entries a page has: 100 unless asked otherwise, at most 1000."""
-    return min(asked, LARGEST_PAGE) if asked > 0 else DEFAULT_PAGE
+from sendense_backup.convert import page_size, to_backup, to_chain, to_filter, to_log_entry, to_vm
+from sendense_backup.jobs import Jobs
+from sendense_backup.model import Job
 
 
 class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     """BackupService."""
 
-    def __init__(self, backups: Backups) -> None:
+    def __init__(self, backups: Backups, jobs: Jobs) -> None:
         self._backups = backups
+        self._jobs = jobs
 
     async def StartBackup(self, request: backup_pb2.StartBackupRequest, context: Any) -> backup_pb2.Backup:
         """Queues a backup."""
@@ -56,8 +51,18 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     ) -> backup_pb2.DeleteBackupResponse:
         """Deletes a restore point."""
         del context
-        gone, freed = await self._backups.delete(request.backup_id, cascade=request.cascade, dry_run=request.dry_run)
-        return backup_pb2.DeleteBackupResponse(backup_ids=gone, freed_bytes=freed, dry_run=request.dry_run)
+        deletion = await self._jobs.delete(
+            request.backup_id, cascade=request.cascade, dry_run=request.dry_run, request_id=request.request_id
+        )
+        operation = deletion.operation
+        return backup_pb2.DeleteBackupResponse(
+            backup_ids=deletion.backup_ids,
+            freed_bytes=deletion.freed_bytes,
+            dry_run=request.dry_run,
+            job_id=operation.operation_id if operation else "",
+            status=operation.status if operation else "",
+            merged_into=deletion.merged_into,
+        )
 
     async def GetChain(self, request: backup_pb2.GetChainRequest, context: Any) -> backup_pb2.GetChainResponse:
         """Returns a VM's chains."""
@@ -67,7 +72,9 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     async def CancelBackup(self, request: backup_pb2.CancelBackupRequest, context: Any) -> backup_pb2.Backup:
         """Asks a backup to stop."""
         del context
-        return to_backup(await self._backups.cancel(request.backup_id))
+        known = await self._backups.catalogue.jobs.get(request.backup_id)
+        await self._jobs.cancel(known.backup_id)
+        return to_backup(await self._backups.catalogue.jobs.get(known.backup_id))
 
     async def ListLogEntries(
         self, request: backup_pb2.ListLogEntriesRequest, context: Any
@@ -87,8 +94,10 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     ) -> AsyncIterator[backup_pb2.Backup]:
         """Streams a backup until it has ended."""
         del context
-        async for job in self._backups.watch(request.backup_id):
-            yield to_backup(job)
+        known = await self._backups.catalogue.jobs.get(request.backup_id)
+        async for job in self._jobs.watch(known.backup_id):
+            if isinstance(job, Job):
+                yield to_backup(job)
 
 
 class VmServicer(backup_pb2_grpc.VmServiceServicer):

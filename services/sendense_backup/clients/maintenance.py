@@ -79,7 +79,7 @@ class PlannedPoint:
     """A restore point in a retention plan; `rules` say why it stays."""
 
     backup_id: str
-    vm_name: str
+    vm_uuid: str
     keep: bool
     rules: tuple[str, ...]
     stored_bytes: int
@@ -156,7 +156,7 @@ class MaintenanceClient:
             digest=plan.digest,
             freed_bytes=plan.freed_bytes,
             points=tuple(
-                PlannedPoint(each.backup_id, each.vm_name, each.keep, tuple(each.rules), each.stored_bytes)
+                PlannedPoint(each.backup_id, each.vm_uuid, each.keep, tuple(each.rules), each.stored_bytes)
                 for each in plan.points
             ),
         )

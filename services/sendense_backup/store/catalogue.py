@@ -8,13 +8,17 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from sendense_backup.store.admission import Admission
+from sendense_backup.store.all_jobs import AllJobs
 from sendense_backup.store.contexts import Contexts
+from sendense_backup.store.history import History
 from sendense_backup.store.job_log import JobLog
 from sendense_backup.store.jobs import Jobs
 from sendense_backup.store.leases import Leases
 from sendense_backup.store.line import Line
 from sendense_backup.store.operations import Operations
+from sendense_backup.store.policies import Policies
 from sendense_backup.store.running import Running
+from sendense_backup.store.schedules import Schedules
 from sendense_backup.store.tables import installation, log
 from sendense_db.engine import Database
 
@@ -32,6 +36,10 @@ class Catalogue:
         operations: What is done to restore points.
         operation_log: The job logs of operations.
         line: Who of the waiting may run.
+        all_jobs: Backups and operations together.
+        policies: Policies and their runs.
+        schedules: When the service's own work is due.
+        history: VMs' earlier backups.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,6 +58,10 @@ class Catalogue:
         self.operations = Operations(database)
         self.operation_log = JobLog(database, log.c.operation_id)
         self.line = Line(database)
+        self.all_jobs = AllJobs(database)
+        self.policies = Policies(database)
+        self.schedules = Schedules(database)
+        self.history = History(database)
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sendense_backup.errors import AmbiguousBackupId, BackupNotFound, BadPageToken
+from sendense_backup.errors import AmbiguousBackupId, BackupNotFound
 from sendense_backup.model import ACTIVE, FULL, Job, JobDisk, Point
+from sendense_backup.store.limited import admitted
+from sendense_backup.store.paging import older_than, token_of
 from sendense_backup.store.rows import SELECT_JOBS, to_disk, to_job
 from sendense_backup.store.tables import disks, jobs
 from sendense_db.columns import utc_now
@@ -52,7 +51,9 @@ class Jobs:
         """
         async with self._database.read() as connection:
             row = (
-                await connection.execute(SELECT_JOBS.where(jobs.c.id == backup_id, jobs.c.deleted_at.is_(None)))
+                await connection.execute(
+                    SELECT_JOBS.where(jobs.c.id == backup_id, jobs.c.deleted_at.is_(None), *admitted())
+                )
             ).first()
             if row is None:
                 row = (
@@ -62,7 +63,7 @@ class Jobs:
 
     async def page(self, chosen: JobFilter, size: int, token: str) -> tuple[list[Job], str]:
         """Returns a page of jobs without their disks, newest first, and the token of the next page."""
-        conditions: list[ColumnElement[bool]] = [jobs.c.deleted_at.is_(None)]
+        conditions: list[ColumnElement[bool]] = [jobs.c.deleted_at.is_(None), *admitted()]
         if chosen.vm_name:
             conditions.append(jobs.c.vm_name == chosen.vm_name)
         if chosen.status:
@@ -74,19 +75,22 @@ class Jobs:
         if chosen.created_before:
             conditions.append(jobs.c.created_at < chosen.created_before)
         if token:
-            moment, identifier = _read_token(token)
-            conditions.append(
-                or_(jobs.c.created_at < moment, and_(jobs.c.created_at == moment, jobs.c.id < identifier))
-            )
+            conditions.append(older_than(jobs, token))
         query = SELECT_JOBS.where(*conditions).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(size + 1)
         async with self._database.read() as connection:
             found = [to_job(row) for row in await connection.execute(query)]
-        following = _token(found[size - 1]) if len(found) > size else ""
+        following = token_of(found[size - 1].created_at, found[size - 1].backup_id) if len(found) > size else ""
         return found[:size], following
 
     async def active(self) -> list[Job]:
         """Returns the jobs that have not ended, oldest first."""
         query = SELECT_JOBS.where(jobs.c.status.in_(ACTIVE)).order_by(jobs.c.created_at)
+        async with self._database.read() as connection:
+            return [to_job(row) for row in await connection.execute(query)]
+
+    async def of_run(self, policy_run_id: str) -> list[Job]:
+        """Returns the jobs that a policy's run started, oldest first, without their disks."""
+        query = SELECT_JOBS.where(jobs.c.policy_run_id == policy_run_id).order_by(jobs.c.created_at, jobs.c.id)
         async with self._database.read() as connection:
             return [to_job(row) for row in await connection.execute(query)]
 
@@ -132,8 +136,8 @@ class Jobs:
 async def _only(connection: AsyncConnection, prefix: str) -> str:
     escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     query = (
-        select(jobs.c.id)
-        .where(jobs.c.id.like(f"{escaped}%", escape="\\"), jobs.c.deleted_at.is_(None))
+        SELECT_JOBS.with_only_columns(jobs.c.id)
+        .where(jobs.c.id.like(f"{escaped}%", escape="\\"), jobs.c.deleted_at.is_(None), *admitted())
         .order_by(jobs.c.id)
         .limit(_CANDIDATES + 1)
     )
@@ -149,15 +153,3 @@ async def _only(connection: AsyncConnection, prefix: str) -> str:
 async def _disks(connection: AsyncConnection, backup_id: str) -> tuple[JobDisk, ...]:
     query = select(disks).where(disks.c.backup_id == backup_id).order_by(disks.c.position)
     return tuple(to_disk(row) for row in await connection.execute(query))
-
-
-def _token(job: Job) -> str:
-    return base64.urlsafe_b64encode(json.dumps([job.created_at.isoformat(), job.backup_id]).encode()).decode()
-
-
-def _read_token(token: str) -> tuple[datetime, str]:
-    try:
-        moment, identifier = json.loads(base64.urlsafe_b64decode(token.encode()))
-        return datetime.fromisoformat(moment).astimezone(UTC), str(identifier)
-    except (ValueError, TypeError, binascii.Error) as error:
-        raise BadPageToken from error

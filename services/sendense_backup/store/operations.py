@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import JobNotFound, Superseded
-from sendense_backup.model import ACTIVE, FINAL, PENDING, RUNNING, Operation
+from sendense_backup.model import ACTIVE, COMPLETED, FINAL, PENDING, RUNNING, Operation
 from sendense_backup.store.one_job import refuse_second_job
 from sendense_backup.store.rows import to_operation
 from sendense_backup.store.tables import log, operations
@@ -96,6 +96,17 @@ class Operations:
         query = select(operations).where(operations.c.status.in_(ACTIVE)).order_by(operations.c.created_at)
         async with self._database.read() as connection:
             return [to_operation(row) for row in await connection.execute(query)]
+
+    async def completed_since(self, kind: str, vm_context_id: str, since: datetime) -> bool:
+        """Tells whether a VM had an operation of this kind that completed since a moment."""
+        query = select(operations.c.id).where(
+            operations.c.vm_context_id == vm_context_id,
+            operations.c.kind == kind,
+            operations.c.status == COMPLETED,
+            operations.c.created_at >= since,
+        )
+        async with self._database.read() as connection:
+            return await connection.scalar(query.limit(1)) is not None
 
     async def claim(self, operation_id: str, expected: int | None = None) -> int | None:
         """Makes a new attempt of an operation that has not ended; None when it has.

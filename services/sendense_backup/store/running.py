@@ -92,10 +92,12 @@ class Running:
             known = await connection.scalar(select(jobs.c.id).where(jobs.c.id == parent_backup_id))
             await _mine(connection, backup_id, attempt, backup_type=backup_type, parent_backup_id=known)
 
-    async def enter(self, backup_id: str, attempt: int, phase: str) -> bool:
-        """Records the step that the job is at, and returns whether somebody asked the job to stop."""
+    async def enter(self, backup_id: str, attempt: int, phase: str, position: int | None = None) -> bool:
+        """Records the step that the job (and one of its disks) is at; returns whether somebody asked it to stop."""
         async with self._database.begin() as connection:
             await _mine(connection, backup_id, attempt, phase=phase)
+            if position is not None:
+                await _write_disk(connection, backup_id, position, phase=phase, rate_bytes_per_second=0)
             return bool(await connection.scalar(select(jobs.c.cancel_requested).where(jobs.c.id == backup_id)))
 
     async def start(self, backup_id: str, attempt: int) -> None:
@@ -127,6 +129,9 @@ class Running:
                 update(disks)
                 .where(disks.c.backup_id == backup_id, disks.c.status.in_((PENDING, RUNNING)))
                 .values(status=FAILED)
+            )
+            await connection.execute(
+                update(disks).where(disks.c.backup_id == backup_id).values(phase="", rate_bytes_per_second=0)
             )
 
     async def put_disks(self, backup_id: str, attempt: int, found: Sequence[tuple[Disk, str]]) -> None:
@@ -174,7 +179,7 @@ class Running:
             Whether somebody asked the job to stop.
         """
         async with self._database.begin() as connection:
-            await _write_disk(connection, backup_id, position, bytes_transferred=done_bytes)
+            await _write_disk(connection, backup_id, position, bytes_transferred=done_bytes, rate_bytes_per_second=rate)
             sums = await _sums(connection, backup_id)
             await _mine(connection, backup_id, attempt, rate_bytes_per_second=rate, **sums)
             wanted = await connection.scalar(select(jobs.c.cancel_requested).where(jobs.c.id == backup_id))

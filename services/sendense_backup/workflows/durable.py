@@ -112,7 +112,8 @@ async def run(work: Execution, step: Step, *arguments: int | str) -> Outcome:
 async def _execute(name: str, work: Execution, step: Step, *arguments: int | str) -> Outcome:
     structlog.contextvars.bind_contextvars(job=work.job_id, attempt=work.attempt)
     try:
-        cancel = await work.enter(step.name)
+        position = int(arguments[0]) if step.per_disk else None
+        cancel = await work.enter(step.name, position)
         if cancel and step.cancellable:
             raise Cancelled(work.job_id)  # noqa: TRY301  # becomes an outcome like any other failure
         await work.runtime.observer.begins(work.job_id, name)

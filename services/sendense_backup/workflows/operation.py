@@ -50,8 +50,9 @@ class OperationWork:
         """Returns the operation as it is now."""
         return await self.catalogue.operations.read(self.job_id)
 
-    async def enter(self, phase: str) -> bool:
+    async def enter(self, phase: str, position: int | None = None) -> bool:
         """Records the step that it is at; returns whether somebody asked it to stop."""
+        del position  # an operation has no disks of its own
         return await self.catalogue.operations.enter(self.job_id, self.attempt, phase)
 
     async def log(self, level: str, step: str, message: str, **data: object) -> None:

@@ -19,7 +19,7 @@ from sendense_backup.clients.exports import ExportsClient
 from sendense_backup.clients.maintenance import MaintenanceClient
 from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
-from sendense_backup.model import Holder, Job
+from sendense_backup.model import Holder, Job, KnownVm
 from sendense_backup.store import Catalogue
 from sendense_rpc.errors import SendenseError
 
@@ -76,6 +76,13 @@ class Runtime:
                 return await call()
         raise AssertionError("unreachable")
 
+    async def datastores_of(self, known: KnownVm) -> tuple[str, ...]:
+        """Returns the datastores of a VM; asked for only where they limit jobs, since it costs a look at vCenter."""
+        if not self.settings.jobs_per_datastore:
+            return ()
+        client = await self.agents.agent(known.agent_id)
+        return (await client.inspect(known.vm.ref)).datastores
+
 
 def is_passing(error: Exception) -> bool:
     """Tells whether the same call may succeed later without any change."""
@@ -97,8 +104,8 @@ class Execution(Protocol):
     def attempt(self) -> int:
         """Claimed by this execution alone."""
 
-    async def enter(self, phase: str) -> bool:
-        """Records the step that the job is at; returns whether somebody asked it to stop."""
+    async def enter(self, phase: str, position: int | None = None) -> bool:
+        """Records the step that the job, and one of its disks, is at; returns whether somebody asked it to stop."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,9 @@ class Work:
         """The fencing token of this execution."""
         return Holder(self.backup_id, self.attempt)
 
-    async def enter(self, phase: str) -> bool:
-        """Records the step that the backup is at; returns whether somebody asked it to stop."""
-        return await self.catalogue.running.enter(self.backup_id, self.attempt, phase)
+    async def enter(self, phase: str, position: int | None = None) -> bool:
+        """Records the step that the backup, and one of its disks, is at; returns whether it was asked to stop."""
+        return await self.catalogue.running.enter(self.backup_id, self.attempt, phase, position)
 
     async def job(self) -> Job:
         """Returns the job as it is now."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from backup_service import Client, make_catalogue, running, settings_for
-from backup_world import World, world_serving
+from backup_world import World
+from world_serving import world_serving
 
 from sendense_backup.config import BackupSettings
 

@@ -130,25 +130,39 @@ async def test_lists_page_newest_first_and_filter(client: Client, world: World) 
         assert bad.reason == "INVALID_FIELD"
 
 
-async def test_delete_says_first_and_takes_dependants_only_when_asked(client: Client, world: World) -> None:
-    world.add_vm("web")
-    full = (await client.run("web")).backup_id
-    increment = (await client.run("web", "incremental")).backup_id
+async def test_delete_says_first_and_merges_unless_dependants_go_too(client: Client, world: World) -> None:
+    vm = world.add_vm("web")
+    ids = [(await client.run("web", kind)).backup_id for kind in ("full", "incremental", "incremental")]
+    content = bytes(vm.disks[0].content)
 
-    async def delete(**more: Any) -> backup_pb2.DeleteBackupResponse:
-        request = backup_pb2.DeleteBackupRequest(backup_id=full, **more)
+    async def delete(number: int, **more: Any) -> backup_pb2.DeleteBackupResponse:
+        request = backup_pb2.DeleteBackupRequest(backup_id=ids[number], **more)
         return await client.peer.call(client.backups.DeleteBackup, request)
 
-    kept = await refused(delete())
-    assert (kept.kind, kept.reason) == (Kind.FAILED_PRECONDITION, "HAS_DEPENDANTS")
-    said = await delete(cascade=True, dry_run=True)
-    assert (list(said.backup_ids), said.freed_bytes, said.dry_run) == ([increment, full], 2000, True)
-    assert len(world.points) == 2
-    assert list((await delete(cascade=True)).backup_ids) == [increment, full]
+    said = await delete(0, dry_run=True)
+    assert (list(said.backup_ids), list(said.merged_into), said.dry_run) == ([ids[0]], [ids[1]], True)
+    assert len(world.points) == 3
+    done = await delete(0)
+    assert (list(done.backup_ids), list(done.merged_into), done.status) == ([ids[0]], [ids[1]], "completed")
+    assert [world.point_contents(each) for each in ids[1:]] == [[content], [content]]
+    assert (await refused(client.get(ids[0]))).reason == "BACKUP_NOT_FOUND"
+    assert list((await delete(1, cascade=True, dry_run=True)).backup_ids) == ids[:0:-1]
+    assert list((await delete(1, cascade=True)).backup_ids) == ids[:0:-1]
     assert world.points == []
-    for each in (full, increment):
+    for each in ids:
         assert (await refused(client.get(each))).reason == "BACKUP_NOT_FOUND"
     await cleaned(world)
+
+
+async def test_a_point_that_somebody_reads_is_not_deleted(client: Client, world: World) -> None:
+    world.add_vm("web")
+    backup = await client.run("web")
+    world.holders.append("mount-1")
+    request = backup_pb2.DeleteBackupRequest(backup_id=backup.backup_id)
+    held = await refused(client.peer.call(client.backups.DeleteBackup, request))
+    assert (held.kind, held.reason) == (Kind.FAILED_PRECONDITION, "POINT_LEASED")
+    assert "mount-1" in held.message
+    assert len(world.points) == 1
 
 
 async def test_a_failed_backup_can_be_deleted_too(client: Client, world: World) -> None:

@@ -1,0 +1,122 @@
+"""What the catalogue knows of VMs' earlier backups: the newest ones, the newest full, how much such a backup moves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+
+from sqlalchemy import and_, func, or_, select, union_all
+
+from sendense_backup.model import ACTIVE, COMPLETED, FULL, INCREMENTAL, VmRef
+from sendense_backup.store.tables import contexts, jobs, operations
+from sendense_db.engine import Database
+
+_SLICE = 200
+"""SQLite bounds the depth of an expression: VMs are asked for in slices."""
+
+_REMEMBERED = 10
+"""How many of a VM's backups an estimate looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmHistory:
+    """A VM's past in one repository.
+
+    Attributes:
+        context_id: Its row; empty for a VM that was never backed up.
+        latest_backup_id: The newest restore point; empty for none.
+        last_full_at: When the newest full was made; None for none.
+        moved_bytes: By type, what the last backups moved, newest first.
+        running_job_id: A job that has not ended; empty for none.
+    """
+
+    context_id: str = ""
+    latest_backup_id: str = ""
+    last_full_at: datetime | None = None
+    moved_bytes: dict[str, list[int]] | None = None
+    running_job_id: str = ""
+
+    def estimate(self, backup_type: str) -> tuple[int, str]:
+        """Returns the bytes that a backup of this type will move, -1 when not known, and how that is known."""
+        known = (self.moved_bytes or {}).get(backup_type, [])
+        if not known:
+            return -1, "no such backup yet"
+        word = "fulls" if backup_type == FULL else "increments"
+        return int(median(known)), f"median of {len(known)} {word}"
+
+
+class History:
+    """Reads VMs' pasts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def of(self, refs: Iterable[VmRef], repository_id: str) -> dict[VmRef, VmHistory]:
+        """Returns the past of each VM; those that were never backed up are missing."""
+        wanted = list(refs)
+        found: dict[VmRef, VmHistory] = {}
+        for start in range(0, len(wanted), _SLICE):
+            found |= await self._of(wanted[start : start + _SLICE], repository_id)
+        return found
+
+    async def _of(self, refs: Sequence[VmRef], repository_id: str) -> dict[VmRef, VmHistory]:
+        mine = or_(
+            *(and_(contexts.c.vcenter_uuid == ref.vcenter_uuid, contexts.c.vm_uuid == ref.vm_uuid) for ref in refs)
+        )
+        async with self._database.read() as connection:
+            known = {
+                row.context_id: VmRef(row.vcenter_uuid, row.vm_uuid)
+                for row in await connection.execute(
+                    select(contexts.c.context_id, contexts.c.vcenter_uuid, contexts.c.vm_uuid).where(mine)
+                )
+            }
+            ids = list(known)
+            numbered = (
+                select(
+                    jobs.c.vm_context_id,
+                    jobs.c.id,
+                    jobs.c.backup_type,
+                    jobs.c.bytes_transferred,
+                    jobs.c.created_at,
+                    func.row_number()
+                    .over(partition_by=(jobs.c.vm_context_id, jobs.c.backup_type), order_by=jobs.c.created_at.desc())
+                    .label("place"),
+                )
+                .where(
+                    jobs.c.vm_context_id.in_(ids),
+                    jobs.c.status == COMPLETED,
+                    jobs.c.repository_id == repository_id,
+                    jobs.c.deleted_at.is_(None),
+                )
+                .subquery()
+            )
+            newest = select(numbered).where(numbered.c.place <= _REMEMBERED).order_by(numbered.c.created_at.desc())
+            backups = (await connection.execute(newest)).all()
+            running = union_all(
+                select(jobs.c.vm_context_id, jobs.c.id).where(jobs.c.vm_context_id.in_(ids), jobs.c.status.in_(ACTIVE)),
+                select(operations.c.vm_context_id, operations.c.id).where(
+                    operations.c.vm_context_id.in_(ids), operations.c.status.in_(ACTIVE)
+                ),
+            )
+            active = {row.vm_context_id: row.id for row in await connection.execute(running)}
+        latest: dict[str, str] = {}
+        fulls: dict[str, datetime] = {}
+        moved: dict[str, dict[str, list[int]]] = defaultdict(lambda: {FULL: [], INCREMENTAL: []})
+        for row in backups:
+            latest.setdefault(row.vm_context_id, row.id)
+            if row.backup_type == FULL:
+                fulls.setdefault(row.vm_context_id, row.created_at)
+            moved[row.vm_context_id].setdefault(row.backup_type, []).append(row.bytes_transferred)
+        return {
+            ref: VmHistory(
+                context_id=context_id,
+                latest_backup_id=latest.get(context_id, ""),
+                last_full_at=fulls.get(context_id),
+                moved_bytes=moved[context_id],
+                running_job_id=active.get(context_id, ""),
+            )
+            for context_id, ref in known.items()
+        }

@@ -1,0 +1,31 @@
+"""Pages of what is listed newest first: a token holds the moment and the id of the last entry that was given."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, Table, and_, or_
+
+from sendense_backup.errors import BadPageToken
+
+
+def token_of(created_at: datetime, identifier: str) -> str:
+    """Returns the token of the page after an entry."""
+    return base64.urlsafe_b64encode(json.dumps([created_at.isoformat(), identifier]).encode()).decode()
+
+
+def older_than(table: Table, token: str) -> ColumnElement[bool]:
+    """Returns the condition for the entries after a token, by `created_at` and `id`.
+
+    Raises:
+        BadPageToken: It is not one of ours.
+    """
+    try:
+        moment, identifier = json.loads(base64.urlsafe_b64decode(token.encode()))
+        created_at = datetime.fromisoformat(moment).astimezone(UTC)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise BadPageToken from error
+    return or_(table.c.created_at < created_at, and_(table.c.created_at == created_at, table.c.id < str(identifier)))
