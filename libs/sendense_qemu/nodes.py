@@ -33,6 +33,12 @@ CACHE_BYTES = 128 << 20
 """qemu alone would take up to 32 MiB for each layer: 128 exports of 1 TiB, or a few deep chains, fill 4 GiB (tried)."""
 
 
+PREALLOCATED_BYTES = 32 << 20
+"""How far a file that is being written grows ahead of its data. On ext4 with direct I/O each write beyond the end of
+the file is serialised: 54 MiB in 64 KiB pieces took 0.25 s, 0.16 s of it CPU; with this 0.13 s and 0.035 s (ADR on the
+daemon). A file is cut back when it is closed; after a kill so much may stay behind the image, for the next writer."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileAccess:
     """How files are opened: past the page cache or through it, and which kernel interface carries requests.
@@ -83,6 +89,7 @@ def qcow2_node(
     read_only: bool,
     discard: Discard = "ignore",
     cache_bytes: int = CACHE_BYTES,
+    preallocate: bool = False,
 ) -> dict[str, Any]:
     """Describes a qcow2 image with all its layers for `blockdev-add`.
 
@@ -93,6 +100,7 @@ def qcow2_node(
         read_only: Whether the top image is read-only too.
         discard: What a TRIM does to the top image, see this module's text.
         cache_bytes: The most memory for L2 tables of all layers together; each has an equal share, at least 1 MiB.
+        preallocate: Let the top image's file grow in large steps, ahead of what is written; for images that are filled.
     """
     share = max(cache_bytes // max(len(chain), 1), LEAST_CACHE_BYTES)
     below: dict[str, Any] | None = None
@@ -106,6 +114,8 @@ def qcow2_node(
             "file": _file_node(path, access, read_only=closed),
             "backing": below,
         }
+        if preallocate and not closed:
+            below["file"] = {"driver": "preallocate", "prealloc-size": PREALLOCATED_BYTES, "file": below["file"]}
     if below is None:
         raise ValueError("a chain has at least one image")
     return {**below, "node-name": _node_name(node_name), "discard": discard}

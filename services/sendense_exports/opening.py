@@ -77,7 +77,9 @@ async def open_export(daemon: StorageDaemon, spec: ExportSpec, admitted: Admitte
     """
     node = node_name(admitted.id)
     if spec.format == "qcow2":
-        image = qcow2_node(node, admitted.chain, access, read_only=spec.read_only, cache_bytes=CACHE_BYTES)
+        image = qcow2_node(
+            node, admitted.chain, access, read_only=spec.read_only, cache_bytes=CACHE_BYTES, preallocate=True
+        )
         if not spec.read_only:
             image = refuse_discard(image)
     else:
