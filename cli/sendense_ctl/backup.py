@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense.restore.v1 import restore_pb2
@@ -202,6 +204,22 @@ def chain(vm: Vm, json_: Json = False) -> None:
             )
             full = branch if layer.backup_type == "full" else full
     console.print(tree)
+
+
+@app.command()
+def why(vm: Vm, json_: Json = False) -> None:
+    """Say why each backup of a VM is full or not, why it is kept, and why others are gone."""
+    from sendense_ctl.why import explain
+
+    answers = explain(open_gateway(), vm)
+    if json_:
+        print_json({"vm_name": vm, "backups": [asdict(answer) for answer in answers]})
+        return
+    for answer in answers:
+        console.print(Text.assemble((answer.backup_id, "bold"), f"  {answer.state}"))
+        print_facts([(name, text) for name, text in (("why", answer.why_so), ("here", answer.why_here)) if text], 2)
+    if not answers:
+        console.print("It was never backed up.")
 
 
 @app.command()
