@@ -10,6 +10,7 @@ from sendense_blockio.extents import align, total
 from sendense_db.columns import utc_now
 from sendense_repository.errors import InvalidValue, PointLeased, PointNotFound
 from sendense_repository.image_lock import is_open_in_qemu
+from sendense_repository.immutability import LockGuard
 from sendense_repository.layout import CLUSTER_SIZE
 from sendense_repository.merged_manifest import MergedManifest
 from sendense_repository.merging import Merge, read_manifest
@@ -84,6 +85,7 @@ class DeletionPlanner:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
+        self._guard = LockGuard(catalogue)
 
     async def place(self, backup_ids: Collection[str]) -> tuple[str, str]:
         """Returns repository and VM of points, deleted ones included.
@@ -105,16 +107,22 @@ class DeletionPlanner:
     async def plan(
         self, repository: RepositoryRecord, vm_uuid: str, backup_ids: Collection[str], *, cascade: bool
     ) -> DeletionPlan:
-        """Returns what deleting points does now; points that are gone do not count."""
+        """Returns what deleting points does now; points that are gone do not count.
+
+        Raises:
+            PointLocked: One of them is locked.
+        """
         points = await self._catalogue.points.of_vm(repository.repository_id, vm_uuid)
         layers = await self._catalogue.layers.of_vm(repository.repository_id, vm_uuid)
         wanted = {point.backup_id for point in points} & set(backup_ids)
         if cascade:
             wanted = _with_dependants(wanted, layers)
+        going = [point for point in points if point.backup_id in wanted]
+        await self._guard.require_unlocked(repository, going)
         doomed = {layer.layer_id for layer in layers if layer.point_id in wanted}
         return DeletionPlan(
             repository,
-            points=[point for point in points if point.backup_id in wanted],
+            points=going,
             layers=[layer for layer in layers if layer.layer_id in doomed],
             merges=_merges(layers, doomed),
             holders=await self._holders(repository, layers, doomed),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from sendense_repository.layout import LayerFiles
+from sendense_repository.options import RepositoryOptions
 
 BackupType = Literal["full", "incremental"]
 LayerState = Literal["partial", "sealed"]
@@ -35,6 +36,7 @@ class RepositoryRecord:
     available_size_bytes: int
     created_at: datetime
     updated_at: datetime
+    options: RepositoryOptions = field(default_factory=RepositoryOptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class ClockInDoubt(SendenseError):
             f"the clock says {now:%Y-%m-%d %H:%M:%S} UTC, but no more than {trusted:%Y-%m-%d %H:%M:%S} can have come",
             kind=Kind.FAILED_PRECONDITION,
             reason="CLOCK_IN_DOUBT",
-            help="Set the clock right. If it is right (the machine was off for long), wait: trust grows with time.",
+            help="Set the clock right. If it is right, the machine was off or paused: each restart makes up two days.",
             metadata={"now": now.isoformat(), "trusted": trusted.isoformat()},
         )
 

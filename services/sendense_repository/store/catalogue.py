@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from sendense_db.engine import Database
+from sendense_repository.store.clock import Clock
 from sendense_repository.store.fences import Fences
 from sendense_repository.store.integrity import IntegrityChecks, Verifications
 from sendense_repository.store.layers import Layers
 from sendense_repository.store.leases import Leases
 from sendense_repository.store.points import Points
 from sendense_repository.store.repositories import Repositories
+from sendense_repository.store.retention import RetentionRuns
 from sendense_repository.store.suspicions import Suspicions
 
 
@@ -23,6 +25,8 @@ class Catalogue:
         self.fences = Fences(database)
         self.checks = IntegrityChecks(database)
         self.verifications = Verifications(database)
+        self.retention = RetentionRuns(database)
+        self.clock = Clock(database)
         self.suspicions = Suspicions(database)
         self._database = database
 

@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, insert, or_, select, update
 
 from sendense_db.columns import utc_now
 from sendense_db.engine import Database
+from sendense_repository.options import RepositoryOptions
 from sendense_repository.records import RepositoryRecord
 from sendense_repository.store.tables import backup_repositories as table
 
@@ -40,12 +41,26 @@ class Repositories:
                     id=record.repository_id,
                     name=record.name,
                     repository_type=record.repository_type,
-                    config={"path": str(record.path)},
+                    config={"path": str(record.path), **record.options.as_json()},
                     enabled=record.enabled,
                     total_size_bytes=record.total_size_bytes,
                     available_size_bytes=record.available_size_bytes,
                     created_at=record.created_at,
                     updated_at=record.updated_at,
+                )
+            )
+
+    async def update(self, record: RepositoryRecord) -> None:
+        """Keeps name, settings and whether it is enabled."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                update(table)
+                .where(table.c.id == record.repository_id)
+                .values(
+                    name=record.name,
+                    enabled=record.enabled,
+                    config={"path": str(record.path), **record.options.as_json()},
+                    updated_at=utc_now(),
                 )
             )
 
@@ -74,4 +89,5 @@ def _record(row: Row[Any]) -> RepositoryRecord:
         available_size_bytes=row.available_size_bytes,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        options=RepositoryOptions.of(row.config),
     )
