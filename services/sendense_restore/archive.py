@@ -1,7 +1,8 @@
-"""A directory as a tar stream, by GNU tar: owners, times, links, sparse files, xattrs and ACLs kept, memory bounded.
+"""A directory as a stream: tar or tar.zst by GNU tar, which keeps owners, times, links, holes, xattrs and ACLs; or ZIP.
 
-tar works on a descriptor of the directory that was resolved inside the mount; it never follows a symbolic link
-and does not open what is neither file nor directory. Names in the stream begin with `./`.
+Memory is bounded however much is archived. tar works on a descriptor of the directory that was resolved inside the
+mount; it never follows a symbolic link and does not open what is neither file nor directory. Names in its stream
+begin with `./`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from sendense_restore.programs import end_group
+from sendense_restore.zip_stream import ZipError, ZipStream
 
 _CHUNK = 512 << 10
 _MOST_COMPLAINTS = 4096
@@ -30,12 +35,82 @@ class ArchiveError(Exception):
         super().__init__(complaints)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of archive: the word in requests, the media type, and the suffix of a file's name."""
+
+    word: str
+    media_type: str
+    suffix: str
+    tar_option: str = ""
+
+
+FORMS = {
+    "tar": Form("tar", "application/x-tar", ".tar"),
+    "tar.zst": Form("tar.zst", "application/zstd", ".tar.zst", "--zstd"),
+    "zip": Form("zip", "application/zip", ".zip"),
+}
+
+
+def archive_stream(
+    form: Form, directory: int, readers: Executor, temporary: Path
+) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    """Archives a directory; yields the stream's chunks.
+
+    The iteration raises `ArchiveError` at the end when something is missing. Nothing is left running when the block
+    is left, however it is left.
+
+    Args:
+        form: The form.
+        directory: Descriptor of the directory, opened for reading.
+        readers: Threads that read the guest's files.
+        temporary: Directory for what a ZIP must keep to its end.
+
+    Raises:
+        ArchiveError: It cannot be started.
+    """
+    if form.word == "zip":
+        return _zip_stream(directory, readers, temporary)
+    return _tar_stream(directory, form.tar_option)
+
+
 @asynccontextmanager
-async def tar_stream(directory: int) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Archives a directory.
+async def _zip_stream(directory: int, readers: Executor, temporary: Path) -> AsyncIterator[AsyncIterator[bytes]]:
+    chunks = ZipStream(directory, temporary).chunks()
+    ahead: set[asyncio.Future[bytes | None]] = set()
+    loop = asyncio.get_running_loop()
+
+    async def iterate() -> AsyncIterator[bytes]:
+        while True:
+            future = loop.run_in_executor(readers, next, chunks, None)
+            ahead.add(future)
+            try:
+                chunk = await asyncio.shield(future)
+            except ZipError as error:
+                raise ArchiveError(str(error)) from error
+            ahead.discard(future)
+            if chunk is None:
+                return
+            if chunk:
+                yield chunk
+
+    try:
+        yield iterate()
+    finally:
+        if ahead:  # a thread still reads through the descriptor
+            await asyncio.shield(asyncio.wait(ahead))
+            for future in ahead:
+                future.exception()
+        await loop.run_in_executor(readers, chunks.close)
+
+
+@asynccontextmanager
+async def _tar_stream(directory: int, option: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Archives a directory with tar.
 
     Args:
         directory: Descriptor of the directory, opened for reading.
+        option: Further option of tar, such as for compression.
 
     Yields:
         The stream's chunks; its iteration raises `ArchiveError` at the end when something is missing. tar is gone
@@ -46,6 +121,7 @@ async def tar_stream(directory: int) -> AsyncIterator[AsyncIterator[bytes]]:
     """
     command = ["setpriv", "--pdeathsig=KILL", "--", "tar", "--create", "--file=-", "--format=posix"]
     command += ["--sparse", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*"]
+    command += [option] if option else []
     command += [f"--directory=/proc/self/fd/{directory}", "--", "."]
     try:
         process = await asyncio.create_subprocess_exec(

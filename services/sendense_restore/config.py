@@ -20,6 +20,7 @@ class RestoreSettings(ServiceSettings):
         default=None, description="Directory below which mounts appear; packaged installations use /mnt/sendense."
     )
     max_mounts: int = Field(default=32, ge=1, le=1000, description="Most restore points mounted at once.")
+    max_disk_exports: int = Field(default=4, ge=1, le=100, description="Most whole disks kept as files at once.")
     idle_seconds: float = Field(default=3600.0, gt=0, description="A mount that nobody uses is undone after this.")
     max_age_seconds: float = Field(default=86400.0, gt=0, description="A mount is undone after this, used or not.")
     drain_seconds: float = Field(default=30.0, ge=0, description="How long an unmount waits for running downloads.")

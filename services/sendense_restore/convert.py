@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sendense.restore.v1 import restore_pb2
+from sendense.restore.v1 import disk_pb2, restore_pb2
+from sendense_restore.disk_exports import DiskExport
 from sendense_restore.entries import Entry
 from sendense_restore.listing import Page
 from sendense_restore.mount import Mount
 from sendense_restore.names import escape
 from sendense_restore.paths import GuestPath
 from sendense_restore.search import Found
+from sendense_restore.served_points import ServedPoint
 from sendense_restore.volume import Volume
 
 _SECOND_NS = 1_000_000_000
@@ -89,6 +91,44 @@ def entry_message(entry: Entry, path: str = "") -> restore_pb2.FileEntry:
         links=entry.links,
         path=path,
     )
+
+
+def disk_export_message(export: DiskExport) -> disk_pb2.DiskExport:
+    """Returns the message of a disk export."""
+    message = disk_pb2.DiskExport(
+        export_id=export.export_id,
+        backup_id=export.backup_id,
+        disk_id=export.disk.disk_id,
+        format=export.fmt,
+        state=export.state,
+        percent=export.percent,
+        virtual_size_bytes=export.disk.size_bytes,
+        file_size_bytes=export.file_size_bytes,
+    )
+    message.created_at.FromDatetime(export.created_at)
+    message.expires_at.FromDatetime(export.expires_at)
+    if export.error is not None:
+        message.error_reason = export.error.reason
+        message.error_message = export.error.message
+    return message
+
+
+def served_message(served: ServedPoint) -> disk_pb2.ServedPoint:
+    """Returns the message of an offered point."""
+    disks = [
+        disk_pb2.ServedDisk(
+            disk_id=disk.disk_id,
+            export_name=disk.export_name,
+            socket_path=disk.socket_path,
+            uri=disk.uri,
+            size_bytes=disk.size_bytes,
+        )
+        for disk in served.disks
+    ]
+    message = disk_pb2.ServedPoint(served_id=served.served_id, backup_id=served.backup_id, disks=disks)
+    message.created_at.FromDatetime(served.created_at)
+    message.expires_at.FromDatetime(served.expires_at)
+    return message
 
 
 def _timestamp(nanoseconds: int) -> Timestamp:

@@ -1,6 +1,6 @@
 """Sends a file or a directory of a mount as an HTTP answer that never looks complete when it is not.
 
-A file has Content-Length, ranges and validators; a directory is a chunked tar stream. Reading happens in threads, one
+A file has Content-Length, ranges and validators; a directory is a chunked archive. Reading happens in threads, one
 chunk ahead of sending, and not by sendfile(2) from the event loop: a repository that answers slowly would stop
 every other call of the service.
 """
@@ -13,15 +13,17 @@ import os
 import stat
 import time
 from concurrent.futures import Executor
+from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from sendense_restore.archive import ArchiveError, tar_stream
-from sendense_restore.errors import FileUnreadable, NotAFile
+from sendense_restore.archive import FORMS, ArchiveError, Form, archive_stream
+from sendense_restore.disk_exports import DiskExport
+from sendense_restore.errors import FileUnreadable, NotAFile, UnknownArchive
 from sendense_restore.mount import Mount
 from sendense_restore.paths import GuestPath, located, reopen
-from sendense_restore.ranges import Selection, attachment, select, validators
+from sendense_restore.ranges import Selection, Validators, attachment, select, validators
 from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
@@ -37,28 +39,41 @@ class Downloads:
     Args:
         readers: Threads that read guests' files.
         stall_seconds: A receiver that takes nothing for so long is cut off.
+        temporary: Directory for what archives must keep to their end.
     """
 
-    def __init__(self, readers: Executor, stall_seconds: float) -> None:
+    def __init__(self, readers: Executor, stall_seconds: float, temporary: Path) -> None:
         self._readers = readers
         self._stall_seconds = stall_seconds
+        self._temporary = temporary
 
-    async def send(self, request: web.Request, mount: Mount, path: GuestPath) -> web.StreamResponse:
+    async def send(self, request: web.Request, mount: Mount, path: GuestPath, archive: str) -> web.StreamResponse:
         """Answers a request with a file's or a directory's content.
 
+        Args:
+            request: The request, with ranges and conditions.
+            mount: Where it lies.
+            path: The file or directory.
+            archive: The form in which a directory is sent; empty means tar.
+
         Raises:
+            UnknownArchive: There is no such form.
             FileMissing: It is not there.
             NotAFile: It is a device, FIFO or socket, which is not opened.
             FileUnreadable: The file system does not give it.
         """
+        form = FORMS.get(archive or "tar")
+        if form is None:
+            raise UnknownArchive(archive, list(FORMS))
         loop = asyncio.get_running_loop()
         fd, status = await loop.run_in_executor(self._readers, _open_content, mount, path)
         started = time.monotonic()
         try:
             if stat.S_ISDIR(status.st_mode):
-                response = await self._send_directory(request, fd, path)
+                response = await self._send_directory(request, fd, path, form)
             else:
-                response = await self._send_file(request, fd, status, mount, path)
+                current = validators(mount.backup_id, path.display, status)
+                response = await self._send_open_file(request, fd, status.st_size, current, path)
         except SendenseError:
             raise  # nothing was sent yet
         except BaseException:
@@ -70,11 +85,36 @@ class Downloads:
         log.info("download", mount_id=mount.mount_id, path=path.display, status=response.status, seconds=seconds)
         return response
 
-    async def _send_file(
-        self, request: web.Request, fd: int, status: os.stat_result, mount: Mount, path: GuestPath
+    async def send_export(
+        self, request: web.Request, opened: tuple[DiskExport, int, os.stat_result]
     ) -> web.StreamResponse:
-        current = validators(mount.backup_id, status)
-        chosen = select(request.headers, status.st_size, current)
+        """Answers a request with a whole disk's file, and closes it.
+
+        Raises:
+            FileUnreadable: Its first bytes cannot be read.
+        """
+        export, fd, status = opened
+        path = GuestPath((os.fsencode(export.file.name),))
+        try:
+            current = validators(export.export_id, path.display, status)
+            return await self._send_open_file(request, fd, status.st_size, current, path)
+        except SendenseError:
+            raise  # nothing was sent yet
+        except BaseException:
+            _break_off(request)
+            raise
+        finally:
+            os.close(fd)
+
+    async def _send_open_file(
+        self, request: web.Request, fd: int, size: int, current: Validators, path: GuestPath
+    ) -> web.StreamResponse:
+        """Answers a request with so many bytes of an open file, or a range of them.
+
+        Raises:
+            FileUnreadable: Its first bytes cannot be read.
+        """
+        chosen = select(request.headers, size, current)
         response = web.StreamResponse(status=chosen.status, headers=_PLAIN_HEADERS)
         response.headers["ETag"] = current.etag
         response.headers["Last-Modified"] = current.last_modified
@@ -84,9 +124,9 @@ class Downloads:
             response.headers["Content-Disposition"] = attachment(_display_name(path))
         if chosen.status == 206:
             last = chosen.start + chosen.length - 1
-            response.headers["Content-Range"] = f"bytes {chosen.start}-{last}/{status.st_size}"
+            response.headers["Content-Range"] = f"bytes {chosen.start}-{last}/{size}"
         elif chosen.status == 416:
-            response.headers["Content-Range"] = f"bytes */{status.st_size}"
+            response.headers["Content-Range"] = f"bytes */{size}"
         if chosen.status != 304:
             response.content_length = chosen.length
         ahead = self._read(fd, chosen.start, chosen.length)
@@ -99,7 +139,7 @@ class Downloads:
         except OSError as error:
             if not response.prepared:
                 raise FileUnreadable(path.display, error.strerror or str(error)) from error
-            log.warning("download broken off", mount_id=mount.mount_id, path=path.display, why=str(error))
+            log.warning("download broken off", path=path.display, why=str(error))
             _break_off(request)
         finally:
             await asyncio.shield(asyncio.wait([ahead]))
@@ -127,16 +167,16 @@ class Downloads:
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
-    async def _send_directory(self, request: web.Request, fd: int, path: GuestPath) -> web.StreamResponse:
+    async def _send_directory(self, request: web.Request, fd: int, path: GuestPath, form: Form) -> web.StreamResponse:
         response = web.StreamResponse(headers=_PLAIN_HEADERS)
-        response.content_type = "application/x-tar"
-        response.headers["Content-Disposition"] = attachment(_display_name(path) + ".tar")
+        response.content_type = form.media_type
+        response.headers["Content-Disposition"] = attachment(_display_name(path) + form.suffix)
         response.headers["Accept-Ranges"] = "none"
         if request.method == "HEAD":
             await response.prepare(request)
             return response
         try:
-            async with tar_stream(fd) as chunks:
+            async with archive_stream(form, fd, self._readers, self._temporary) as chunks:
                 async for chunk in chunks:
                     if not response.prepared:
                         response.enable_chunked_encoding()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sendense_rpc.errors import Kind, SendenseError
 
@@ -185,6 +186,92 @@ class DiskMissing(SendenseError):
         )
 
 
+class NoRoom(SendenseError):
+    """The file system of temporary files is too full."""
+
+    def __init__(self, directory: Path, needed: int, free: int) -> None:
+        self.directory = directory
+        super().__init__(
+            f"{directory} has {free >> 20} MiB free, and {needed >> 20} MiB are needed",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="NO_ROOM",
+            help="Make room there, or move SENDENSE_HOME; disk exports that are no longer needed can be deleted.",
+            metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
+        )
+
+
+class DiskExportNotFound(SendenseError):
+    """No such disk export; it may have been removed after its time."""
+
+    def __init__(self, export_id: str) -> None:
+        self.export_id = export_id
+        super().__init__(
+            f"there is no disk export {export_id}",
+            kind=Kind.NOT_FOUND,
+            reason="DISK_EXPORT_NOT_FOUND",
+            help="It may have been removed after its time, or by a restart; start it again.",
+            metadata={"export_id": export_id},
+        )
+
+
+class DiskExportNotReady(SendenseError):
+    """The disk export's file is not whole."""
+
+    def __init__(self, export_id: str, state: str) -> None:
+        self.export_id = export_id
+        self.state = state
+        super().__init__(
+            f"{export_id} is {state}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="DISK_EXPORT_NOT_READY",
+            help="Wait until it is completed; a failed one says why.",
+            retryable=state == "running",
+            metadata={"export_id": export_id, "state": state},
+        )
+
+
+class DiskExportFailed(SendenseError):
+    """The disk could not be written into a file."""
+
+    def __init__(self, export_id: str, problem: str) -> None:
+        self.export_id = export_id
+        super().__init__(
+            f"{export_id} failed: {problem}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="DISK_EXPORT_FAILED",
+            help="The message says what qemu-img met; a verification of the backup tells whether its layers are sound.",
+            metadata={"export_id": export_id},
+        )
+
+
+class TooManyDiskExports(SendenseError):
+    """The limit of disk exports is reached."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            f"{limit} disk exports exist, which is the limit",
+            kind=Kind.RESOURCE_EXHAUSTED,
+            reason="TOO_MANY_DISK_EXPORTS",
+            help="Delete one that is no longer needed, or raise SENDENSE_RESTORE_MAX_DISK_EXPORTS.",
+            metadata={"limit": str(limit)},
+        )
+
+
+class ServedPointNotFound(SendenseError):
+    """No such offer; it may have ended after its time."""
+
+    def __init__(self, served_id: str) -> None:
+        self.served_id = served_id
+        super().__init__(
+            f"there is no served point {served_id}",
+            kind=Kind.NOT_FOUND,
+            reason="SERVED_POINT_NOT_FOUND",
+            help="It may have ended after its time, or by a restart; serve the backup again.",
+            metadata={"served_id": served_id},
+        )
+
+
 class BackupNotCompleted(SendenseError):
     """Only a completed backup has a restore point."""
 
@@ -281,6 +368,19 @@ class NotAFile(SendenseError):
             reason="NOT_A_FILE",
             help="A download of the directory above it holds it too, as tar.",
             metadata={"path": path},
+        )
+
+
+class UnknownArchive(SendenseError):
+    """A directory cannot be sent in that form."""
+
+    def __init__(self, archive: str, known: Sequence[str]) -> None:
+        self.archive = archive
+        super().__init__(
+            f"'{archive}' is no form of archive",
+            kind=Kind.INVALID_ARGUMENT,
+            reason="UNKNOWN_ARCHIVE",
+            help=f"Use one of {', '.join(known)}.",
         )
 
 

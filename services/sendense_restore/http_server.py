@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from sendense_restore.disk_exports import DiskExports
 from sendense_restore.downloads import Downloads
 from sendense_restore.errors import InvalidPath
 from sendense_restore.mounts import Mounts
@@ -50,12 +51,14 @@ class HttpServer:
 
     Args:
         mounts: Where the files are.
+        exports: Whole disks.
         downloads: Sends them.
         verifier: Verifies tokens.
     """
 
-    def __init__(self, mounts: Mounts, downloads: Downloads, verifier: TokenVerifier) -> None:
+    def __init__(self, mounts: Mounts, exports: DiskExports, downloads: Downloads, verifier: TokenVerifier) -> None:
         self._mounts = mounts
+        self._exports = exports
         self._downloads = downloads
         self._verifier = verifier
 
@@ -111,13 +114,15 @@ class HttpServer:
             return _error_response(internal)
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["mount_id"].startswith("export-"):
+            return await self._downloads.send_export(request, await self._exports.open(request.match_info["mount_id"]))
         paths = request.query.getall("path", [])
         if len(paths) != 1 or not paths[0]:
             raise InvalidPath(", ".join(paths), "one path is needed, as ?path=/…")
         mount = await self._mounts.admitted(request.match_info["mount_id"])
         path = parse_guest_path(paths[0])
         with mount.used(download=True):
-            return await self._downloads.send(request, mount, path)
+            return await self._downloads.send(request, mount, path, request.query.get("archive", ""))
 
 
 def _error_response(error: SendenseError, status: int = 0) -> web.Response:

@@ -6,7 +6,7 @@ The table has a row for each lease that may still be held, so that one of a dead
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import stamina
@@ -44,10 +44,18 @@ class Leases:
         """Seconds between two renewals."""
         return self._seconds / 3
 
-    async def recover(self) -> None:
-        """Gives back, in the background, what an earlier run held."""
+    async def recover(self, before: Callable[[str], Awaitable[None]]) -> None:
+        """Gives back, in the background, what an earlier run held.
+
+        Args:
+            before: What is to be done for a holder before its lease may end.
+        """
         for row in await self._store.all():
-            self._spawn(self._give_back_until_done(row.mount_id, row.backup_id))
+            self._spawn(self._recover_one(row, before))
+
+    async def _recover_one(self, row: MountRow, before: Callable[[str], Awaitable[None]]) -> None:
+        await before(row.mount_id)
+        await self._give_back_until_done(row.mount_id, row.backup_id)
 
     async def take(self, row: MountRow) -> None:
         """Notes the holder and takes its lease; on an error, `give_back` is still to be called.

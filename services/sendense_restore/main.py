@@ -10,11 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import structlog
 
-from sendense.restore.v1 import restore_pb2_grpc
+from sendense.restore.v1 import disk_pb2_grpc, restore_pb2_grpc
 from sendense_db.engine import Database
 from sendense_db.requests import RequestLedger
-from sendense_restore.clients import PointClients
+from sendense_restore.clients import ExportClients, PointClients
 from sendense_restore.config import RestoreSettings
+from sendense_restore.disk_exports import DiskExports
+from sendense_restore.disk_servicer import DiskServicer
 from sendense_restore.downloads import Downloads
 from sendense_restore.guestfs_backend import GuestfsBackend
 from sendense_restore.http_server import HttpServer
@@ -24,6 +26,7 @@ from sendense_restore.mount import Lifetime
 from sendense_restore.mounter import PointMounter
 from sendense_restore.mounts import Limits, Mounts
 from sendense_restore.places import Places
+from sendense_restore.served_points import ServedPoints
 from sendense_restore.servicer import RestoreServicer
 from sendense_restore.store import MountStore, requests
 from sendense_rpc.channel import service_peer
@@ -49,6 +52,8 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         stack.push_async_callback(backup.close)
         repository = service_peer(settings, "repository", NAME)
         stack.push_async_callback(repository.close)
+        nbd = service_peer(settings, "exports", NAME)
+        stack.push_async_callback(nbd.close)
         points = PointClients(backup, repository)
         leases = Leases(points, MountStore(database), settings.lease_seconds)
         stack.push_async_callback(leases.close)
@@ -61,8 +66,14 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         )
         mounts = Mounts(PointMounter([kernel, guestfs], settings.backend), points, leases, places, limits)
         await mounts.recover()
-        await leases.recover()
-        http = HttpServer(mounts, Downloads(threads, settings.stall_seconds), settings.verifier())
+        exports = DiskExports(
+            points, leases, settings.work_root / "exports", settings.max_disk_exports, settings.max_age_seconds
+        )
+        await exports.recover()
+        served = ServedPoints(points, ExportClients(nbd), leases, settings.max_mounts, settings.max_age_seconds)
+        await leases.recover(before=served.end_of_earlier_run)
+        downloads = Downloads(threads, settings.stall_seconds, settings.work_root)
+        http = HttpServer(mounts, exports, downloads, settings.verifier())
         site = await stack.enter_async_context(http.serving(settings.http_socket))
         try:
             yield Service(
@@ -73,7 +84,12 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
                         RestoreServicer(mounts),
                         restore_pb2_grpc.add_RestoreServiceServicer_to_server,
                         own_repeats=frozenset({"MountBackup"}),
-                    )
+                    ),
+                    Servicer(
+                        "sendense.restore.v1.DiskService",
+                        DiskServicer(exports, served),
+                        disk_pb2_grpc.add_DiskServiceServicer_to_server,
+                    ),
                 ],
                 check=database.check,
                 requests=RequestLedger(database, requests),
@@ -81,7 +97,7 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         finally:
             with _deaf_to_signals():
                 await site.stop()
-                await mounts.close()
+                await asyncio.gather(mounts.close(), exports.close(), served.close())
 
 
 @contextmanager

@@ -10,12 +10,12 @@ import structlog
 
 from sendense_qemu.errors import QemuError
 from sendense_qemu.storage_daemon import StorageDaemon
-from sendense_restore import mount_table
+from sendense_restore import mount_table, room
 from sendense_restore.backend import Backend, BackendError, Disk, Opened
 from sendense_restore.choice import Policy, check_wish, choose
 from sendense_restore.composition import compose, read_operating_system
 from sendense_restore.concurrency import all_or_nothing
-from sendense_restore.errors import MountFailed, NoFileSystem, VolumeLocked
+from sendense_restore.errors import MountFailed, NoFileSystem, NoRoom, VolumeLocked
 from sendense_restore.exported_disks import export_disks
 from sendense_restore.holders import holders
 from sendense_restore.places import Place
@@ -44,11 +44,15 @@ class PointMounter:
     async def mount(self, backup_id: str, disks: Sequence[Disk], place: Place, wish: Wish) -> Tree:
         """Mounts disks of a point, see `tree.Mounter`."""
         check_wish(wish, self._policy)
+        await asyncio.to_thread(room.require, place.work.parent)
         try:
             return await self._mount(backup_id, disks, place, wish)
         except BaseException as error:
             # Also on cancellation: nothing half-made stays.
             await asyncio.shield(asyncio.ensure_future(self._roll_back(place)))
+            if isinstance(error, Exception) and room.is_out(error):
+                directory = place.work.parent
+                raise NoRoom(directory, room.RESERVE, room.free(directory)) from error
             if isinstance(error, BackendError):
                 raise MountFailed(backup_id, error.problem, help=error.help) from error
             if isinstance(error, QemuError | ProgramError | OSError):

@@ -41,9 +41,9 @@ class Selection:
     length: int
 
 
-def validators(backup_id: str, status: os.stat_result) -> Validators:
-    """Returns the validators of a file of a restore point."""
-    facts = f"{backup_id}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+def validators(backup_id: str, path: str, status: os.stat_result) -> Validators:
+    """Returns the validators of a file of a restore point; not by its inode, which guestfs' FUSE makes up."""
+    facts = f"{backup_id}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
     digest = hashlib.sha256(facts.encode()).hexdigest()[:32]
     return Validators(f'"{digest}"', min(max(status.st_mtime_ns // 1_000_000_000, 0), _MAX_DATE))
 

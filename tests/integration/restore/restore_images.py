@@ -146,6 +146,7 @@ class Point:
     files: dict[str, bytes] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
     status: str = "completed"
+    damaged: bool = False
 
 
 @dataclass

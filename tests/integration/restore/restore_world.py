@@ -14,10 +14,14 @@ import aiohttp
 from restore_images import Images, Point
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
-from sendense.repository.v1 import layer_pb2, point_pb2, point_pb2_grpc
-from sendense.restore.v1 import restore_pb2, restore_pb2_grpc
+from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
+from sendense.repository.v1 import integrity_pb2, layer_pb2, point_pb2, point_pb2_grpc
+from sendense.restore.v1 import disk_pb2_grpc, restore_pb2, restore_pb2_grpc
 from sendense_access.keys import SigningKey
 from sendense_db.engine import Database
+from sendense_qemu.header import check_chain, read_header
+from sendense_qemu.nodes import file_access, qcow2_node
+from sendense_qemu.storage_daemon import StorageDaemon
 from sendense_restore import loops, mount_table
 from sendense_restore.config import RestoreSettings
 from sendense_restore.guestfs_backend import GuestfsBackend
@@ -68,8 +72,14 @@ class FakePoints(point_pb2_grpc.PointServiceServicer):
     async def GetPoint(self, request: point_pb2.GetPointRequest, context: Any) -> point_pb2.Point:
         assert any(backup_id == request.backup_id for backup_id, _ in self.leases), "read without a lease"
         point = next(p for p in self.points.values() if p.backup_id == request.backup_id)
-        layers = [layer_pb2.Layer(disk_id=disk, path=str(path), state="sealed") for disk, path in point.layers.items()]
-        return point_pb2.Point(backup_id=point.backup_id, layers=layers)
+        layers = [
+            layer_pb2.Layer(
+                disk_id=disk, path=str(path), state="sealed", virtual_size_bytes=read_header(path).virtual_size
+            )
+            for disk, path in point.layers.items()
+        ]
+        integrity = integrity_pb2.Integrity(state="corrupt" if point.damaged else "verified")
+        return point_pb2.Point(backup_id=point.backup_id, layers=layers, integrity=integrity)
 
     async def LeasePoint(self, request: point_pb2.LeasePointRequest, context: Any) -> point_pb2.Lease:
         caller = current_caller()
@@ -84,6 +94,54 @@ class FakePoints(point_pb2_grpc.PointServiceServicer):
         return point_pb2.ReleaseLeaseResponse()
 
 
+class FakeExports(exports_pb2_grpc.ExportServiceServicer):
+    """Serves files over NBD with a qemu-storage-daemon of its own, started when it is first wanted."""
+
+    CreateBlockExport = GetExport = ReloadExports = _unused
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._daemon: StorageDaemon | None = None
+        self.exports: dict[str, exports_pb2.Export] = {}
+
+    async def CreateFileExport(self, request: exports_pb2.CreateFileExportRequest, context: Any) -> exports_pb2.Export:
+        assert (request.format, request.read_only) == ("qcow2", True)
+        if request.export_name not in self.exports:
+            socket = self._run_dir / "nbd.sock"
+            if self._daemon is None:
+                self._daemon = await StorageDaemon.start(
+                    self._run_dir / "nbd.qmp", log_path=self._run_dir / "nbd.log", die_with_parent=True
+                )
+                await self._daemon.serve_nbd(socket)
+            node = f"n{len(self.exports)}"
+            headers = check_chain(Path(request.path), [Path(request.path).parent])
+            access = file_access(headers[0].path, self._daemon.aio)
+            await self._daemon.add_node(qcow2_node(node, [h.path for h in headers], access, read_only=True))
+            await self._daemon.add_nbd_export(node, node, request.export_name, writable=False)
+            self.exports[request.export_name] = exports_pb2.Export(
+                export_name=request.export_name,
+                holder=request.holder.job_id,
+                socket_path=str(socket),
+                size_bytes=headers[0].virtual_size,
+                epoch=len(self.exports),
+            )
+        return self.exports[request.export_name]
+
+    async def ListExports(self, request: Any, context: Any) -> exports_pb2.ListExportsResponse:
+        return exports_pb2.ListExportsResponse(exports=list(self.exports.values()))
+
+    async def DeleteExport(self, request: exports_pb2.DeleteExportRequest, context: Any) -> Any:
+        export = self.exports.pop(request.export_name, None)
+        if export is not None and self._daemon is not None:
+            assert export.holder == request.holder.job_id
+            await self._daemon.remove_export(f"n{export.epoch}", mode="hard")
+        return exports_pb2.DeleteExportResponse()
+
+    async def close(self) -> None:
+        if self._daemon is not None:
+            await self._daemon.stop()
+
+
 class World:
     """What a test talks to."""
 
@@ -93,7 +151,9 @@ class World:
         self.fake_backups = FakeBackups(images.points)
         self.fake_points = FakePoints(images.points)
         self.peer: Peer = unix_peer(settings.socket("restore"), settings.identity_file("gateway"))
+        self.fake_exports = FakeExports(settings.run_dir)
         self.stub = restore_pb2_grpc.RestoreServiceStub(self.peer.channel)
+        self.disks = disk_pb2_grpc.DiskServiceStub(self.peer.channel)
         self.http = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(settings.http_socket)))
 
     async def __aenter__(self) -> World:
@@ -167,7 +227,8 @@ def left_on_host(home: Path) -> list[str]:
             if os.fsencode(home) in command:
                 left.append(f"process {process.name} {command!r}")
     for directory in (home / "restore", home / "mnt"):
-        left += [f"file {path}" for path in (directory.iterdir() if directory.exists() else ())]
+        left += [f"file {path}" for path in directory.glob("*") if path.name != "exports"]
+    left += [f"file {path}" for path in (home / "restore" / "exports").glob("*")]
     return left + [f"socket {path}" for path in (home / "run").glob("restore-*.qmp")]
 
 
@@ -207,11 +268,18 @@ async def neighbours(world: World) -> AsyncIterator[None]:
     points = Servicer(
         "sendense.repository.v1.PointService", world.fake_points, point_pb2_grpc.add_PointServiceServicer_to_server
     )
+    exports = Servicer(
+        "sendense.exports.v1.ExportService", world.fake_exports, exports_pb2_grpc.add_ExportServiceServicer_to_server
+    )
     async with (
         serving(Service("backup", [backups], _healthy), world.settings),
         serving(Service("repository", [points], _healthy), world.settings),
+        serving(Service("exports", [exports], _healthy), world.settings),
     ):
-        yield
+        try:
+            yield
+        finally:
+            await world.fake_exports.close()
 
 
 @asynccontextmanager

@@ -149,8 +149,15 @@ async def test_leases_of_an_earlier_run_are_given_back_at_the_start(bench: Bench
 
     bench.points.leases["mount-old"] = 1
     await bench.store.add(MountRow("mount-old", "b", "", "mounted", "kernel", "/x", utc_now()))
-    await bench.leases.recover()
+    asked: list[str] = []
+
+    async def before(holder: str) -> None:
+        assert "mount-old" in bench.points.leases
+        asked.append(holder)
+
+    await bench.leases.recover(before)
     await soon(lambda: not bench.points.leases)
+    assert asked == ["mount-old"]
 
 
 async def test_a_caller_that_goes_away_does_not_end_another_ones_mount(bench: Bench) -> None:
