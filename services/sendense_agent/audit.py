@@ -44,7 +44,9 @@ async def digests_of(opened: OpenReader, blocks: Sequence[Extent]) -> AsyncGener
             for start in range(0, len(blocks), PAGE_BLOCKS):
                 yield await _page(opened, threads, handles, blocks[start : start + PAGE_BLOCKS])
         finally:
-            # A thread that still waits is freed by the end of the reader.
+            # nbdkit waits for its clients before it ends, so they leave first; a thread that still waits for an answer
+            # keeps its own, and is freed by the end of the reader.
+            handles.clear()
             await opened.process.stop()
 
 
