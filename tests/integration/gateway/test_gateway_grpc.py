@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-import gateway_edge
 import grpc
 import pytest
 
+from fakes import gateway_edge
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
 from sendense_gateway.contract import Contract, packaged

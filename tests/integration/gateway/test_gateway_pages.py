@@ -4,10 +4,10 @@ import asyncio
 import json
 import re
 
-import gateway_edge
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fakes import gateway_edge
 from sendense_access.keys import SigningKey, write_private
 from sendense_gateway.edge_tokens import KEYS_CACHED_SECONDS
 

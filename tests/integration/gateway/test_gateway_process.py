@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway_edge import eventually
 
+from fakes.gateway_edge import eventually
 from sendense_gateway.tls import ensure_certificate
 from support import free_port
 

@@ -5,13 +5,13 @@ import json
 import ssl
 import time
 
-import gateway_edge
 import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from gateway_fakes import CONTENT
 
+from fakes import gateway_edge
+from fakes.gateway_fakes import CONTENT
 from sendense_access.keys import SigningKey
 
 edge = gateway_edge.edge

@@ -16,8 +16,8 @@ import grpc
 import httpx
 import pytest
 import pytest_asyncio
-from gateway_fakes import Seen, running, services
 
+from fakes.gateway_fakes import Seen, running, services
 from sendense_access.config import AccessSettings
 from sendense_access.keys import SigningKey, write_workload_identities
 from sendense_access.main import build

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
-from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
-from sendense.repository.v1 import repository_pb2, repository_pb2_grpc
-from sendense.restore.v1 import restore_pb2, restore_pb2_grpc
+import sendense
+from sendense.backup.v1 import backup_pb2
+from sendense.exports.v1 import exports_pb2
+from sendense.repository.v1 import repository_pb2
+from sendense.restore.v1 import restore_pb2
+from sendense_gateway.contract import Contract, packaged
 from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.server import Service, Servicer, listening
 from sendense_rpc.settings import ServiceSettings
@@ -34,29 +40,31 @@ class Seen:
         return name, request
 
 
-def recorder(base: type, seen: Seen, answers: dict[str, Any]) -> Any:
-    """Returns a servicer of `base` whose every RPC records the call and gives the answer of its name."""
+def recorder(base: type, full_name: str, seen: Seen, answers: dict[str, Any]) -> Any:
+    """Returns a servicer of `base` whose RPCs record the call and give the answer of their name, else an empty one."""
 
-    def single(name: str) -> Any:
+    def single(name: str, method: MethodDescriptor) -> Any:
         async def call(self: Any, request: Message, context: Any) -> Any:
             seen.calls.append((name, request, dict(context.invocation_metadata())))
-            answer = answers[name]
+            answer = answers.get(name) or message_factory.GetMessageClass(method.output_type)()
             return answer(request) if callable(answer) else answer
 
         return call
 
-    def streaming(name: str) -> Any:
+    def streaming(name: str, method: MethodDescriptor) -> Any:
         async def call(self: Any, request: Message, context: Any) -> AsyncIterator[Any]:
             seen.calls.append((name, request, dict(context.invocation_metadata())))
-            for answer in answers[name](request):
+            for answer in answers[name](request) if name in answers else ():
                 yield answer
                 await asyncio.sleep(0.01)
 
         return call
 
-    names = [name for name in vars(base) if name[0].isupper()]
-    streams = {"WatchBackup"}
-    own = {name: (streaming if name in streams else single)(name) for name in names}
+    descriptor = descriptor_pool.Default().FindServiceByName(full_name)
+    own = {
+        method.name: (streaming if method.server_streaming else single)(method.name, method)
+        for method in descriptor.methods
+    }
     return type(f"Fake{base.__name__}", (base,), own)()
 
 
@@ -119,22 +127,24 @@ async def nothing_wrong() -> None:
 
 
 def services(seen: Seen) -> dict[str, Service]:
-    """Returns the fakes by their short names."""
-
-    def one(area: str, module: Any, name: str) -> Servicer:
-        fake = recorder(getattr(module, f"{name}Servicer"), seen, ANSWERS)
-        return Servicer(f"sendense.{area}.v1.{name}", fake, getattr(module, f"add_{name}Servicer_to_server"))
-
-    offered = {
-        "backup": (
-            one("backup", backup_pb2_grpc, "BackupService"),
-            one("backup", backup_pb2_grpc, "VmService"),
-        ),
-        "repository": (one("repository", repository_pb2_grpc, "RepositoryService"),),
-        "restore": (one("restore", restore_pb2_grpc, "RestoreService"),),
-        "exports": (one("exports", exports_pb2_grpc, "ExportService"),),
-    }
+    """Returns a fake of each service that the gateway routes to, but access, by its short name."""
+    contract = Contract.load(packaged("descriptor.binpb"))
+    offered: dict[str, list[Servicer]] = {}
+    for full_name in sorted({rpc.service for rpc in contract.public if rpc.owner != "access"}):
+        owner, name = full_name.split(".")[1], full_name.rpartition(".")[2]
+        fake = recorder(_generated(owner, f"{name}Servicer"), full_name, seen, ANSWERS)
+        register = _generated(owner, f"add_{name}Servicer_to_server")
+        offered.setdefault(owner, []).append(Servicer(full_name, fake, register))
     return {name: Service(name, servicers, nothing_wrong) for name, servicers in offered.items()}
+
+
+def _generated(area: str, name: str) -> Any:
+    for root in sendense.__path__:
+        for file in Path(root, area, "v1").glob("*_pb2_grpc.py"):
+            module = importlib.import_module(f"sendense.{area}.v1.{file.stem}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise LookupError(name)
 
 
 @asynccontextmanager
