@@ -8,7 +8,7 @@ export SENDENSE_HOME ?= $(CURDIR)/var
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export COVERAGE_FILE := $(CURDIR)/build/coverage/data
 
-.PHONY: help setup demo up down test lint bench docs protos clean
+.PHONY: help setup demo up down test soak lint bench docs protos clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: setup ## Check style, types, imports, protos and generated code
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against '.git#branch=main'
 	@deploy/check-generated
+
+soak: setup ## Let anything happen to a repository, twenty times as long as in the tests (about half an hour)
+	SENDENSE_MACHINE_RUNS=560 $(BIN)/pytest -n 0 -q tests/integration/repository/test_repository_machine.py
 
 bench: setup ## Print ratios against nbdcopy, qemu-img, OpenSSH and plain copies, on two cores, in ten minutes
 	$(BIN)/python tests/bench/run_all.py

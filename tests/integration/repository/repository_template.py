@@ -1,4 +1,4 @@
-"""Repositories that are made once and copied for each test, and the process that is killed in the middle of a change."""
+"""Repositories that are made once and copied for each test, and a process that is killed halfway."""
 
 from __future__ import annotations
 

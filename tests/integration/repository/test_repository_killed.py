@@ -1,4 +1,4 @@
-"""A process that is killed after any step of a merging deletion costs no kept point a byte and leaves nothing behind."""
+"""A process that is killed after any step of a merging deletion costs no kept point a byte, and leaves nothing."""
 
 from __future__ import annotations
 
