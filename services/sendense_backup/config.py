@@ -32,6 +32,11 @@ class BackupSettings(ServiceSettings):
         holders_wait_seconds: How long a deletion or consolidation waits for who reads a restore point.
         operation_stall_seconds: How long an operation may be silent before it is given up.
         max_attempts: Executions of a job after which it is failed instead of being recovered once more.
+        audit_blocks: Blocks of 64 KiB of each disk that a backup did not copy and that are compared with the chain, by
+            chance: a change that change tracking left out is found so.
+        audit_share: The same as a share of the disk's blocks, 0 to 1; the larger of both counts. 1 compares all.
+        audit_runs: After so many restore points each block of a disk was compared once: with each one the next of so
+            many slices is compared whole. 0 for no slices.
         max_snapshots: A VM with more snapshots than this is refused: a deep chain slows it and may break.
         min_datastore_free_bytes: A VM on a datastore with less room is refused: a growing snapshot stops VMs.
     """
@@ -55,6 +60,9 @@ class BackupSettings(ServiceSettings):
     holders_wait_seconds: int = Field(default=600, ge=0)
     operation_stall_seconds: float = Field(default=1800.0, gt=0)
     max_attempts: int = Field(default=20, ge=1)
+    audit_blocks: int = Field(default=256, ge=0)
+    audit_share: float = Field(default=0.0, ge=0, le=1)
+    audit_runs: int = Field(default=365, ge=0, le=1_000_000)
     max_snapshots: int = Field(default=30, ge=0)
     min_datastore_free_bytes: int = Field(default=256 << 20, ge=0)
 

@@ -27,6 +27,7 @@ class FullReason(enum.Enum):
     DISK_ADDED = "disk added"
     CAPACITY_CHANGED = "capacity changed"
     PARENT_DAMAGED = "parent layer damaged"
+    CHANGE_TRACKING_WRONG = "change tracking wrong"
     NO_CHANGE_ID = "no change id"
     CHANGE_TRACKING_RESET = "change tracking reset"
     AREAS_QUERY_FAILED = "areas query failed"
@@ -75,6 +76,8 @@ def decide(disk: Disk, requested_type: str, latest: Point | None) -> Decision:
         return full(FullReason.CAPACITY_CHANGED)
     if parent.damage:
         return full(FullReason.PARENT_DAMAGED)
+    if parent.suspicion:
+        return full(FullReason.CHANGE_TRACKING_WRONG)
     if not parent.change_id or not disk.change_id:
         return full(FullReason.NO_CHANGE_ID)
     if _epoch(parent.change_id) != _epoch(disk.change_id):

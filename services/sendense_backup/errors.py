@@ -363,6 +363,21 @@ class PointHeld(SendenseError):
         )
 
 
+class ChangeTrackingWrong(SendenseError):
+    """Blocks changed that vCenter called unchanged: this backup, and earlier ones, would lack the change."""
+
+    def __init__(self, disk: str, count: int, offset: int, suspects: Sequence[str]) -> None:
+        points = f"restore points that may lack it: {', '.join(suspects)}" if suspects else "no restore point is older"
+        super().__init__(
+            f"change tracking wrong: {count} blocks of {disk} changed without it having told, the first at {offset};"
+            f" {points}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="CHANGE_TRACKING_WRONG",
+            help="Start the backup again: it is full. The user guide says what the marked restore points are worth.",
+            metadata={"disk": disk, "blocks": str(count), "offset": str(offset), "suspects": ",".join(suspects)},
+        )
+
+
 class OperationFailed(SendenseError):
     """A job that the answer waited for has failed; carries the job's reason."""
 

@@ -159,7 +159,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer as the repository describes it; sizes in bytes. `damage` is what was found wrong with it or below it."""
+    """A layer as the repository describes it; sizes in bytes. `damage` is what was found wrong with it or below it.
+
+    `suspicion` says why its content may be wrong although its file is as it was written.
+    """
 
     layer_id: str
     disk_id: int
@@ -175,6 +178,7 @@ class Layer:
     cluster_size_bytes: int
     created_at: datetime | None = None
     damage: str = ""
+    suspicion: str = ""
 
 
 @dataclass(frozen=True, slots=True)

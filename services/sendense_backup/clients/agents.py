@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,9 @@ SNAPSHOT_SECONDS = 900.0
 """A quiesced snapshot of a busy VM takes minutes."""
 REMOVAL_SECONDS = 3600.0
 """Removing a snapshot waits for the consolidation of what the VM wrote meanwhile."""
+
+PAGE_BLOCKS = 10_000
+"""Blocks of one message."""
 
 Pages = AsyncIterator[list[tuple[int, int]]]
 """Pages of (offset, length), sorted over all pages."""
@@ -184,6 +187,26 @@ class AgentClient:
                     yield Batch(event.batch.sequence, event.batch.entries)
                 elif kind == "done":
                     yield Done(_progress(event.done.progress), event.done.reader)
+
+    async def digests(
+        self, ref: VmRef, holder: Holder, moref: str, device_key: int, blocks: Sequence[tuple[int, int]]
+    ) -> AsyncIterator[list[bytes]]:
+        """Yields the BLAKE3 digests of blocks of a snapshot disk, in their order, in pages."""
+        source = agent_pb2.DigestSource(
+            vm=_ref(ref), holder=self._holder(holder), snapshot_moref=moref, device_key=device_key
+        )
+
+        async def requests() -> AsyncIterator[agent_pb2.DigestBlocksRequest]:
+            yield agent_pb2.DigestBlocksRequest(source=source)
+            for start in range(0, len(blocks), PAGE_BLOCKS):
+                page = blocks[start : start + PAGE_BLOCKS]
+                yield agent_pb2.DigestBlocksRequest(
+                    blocks=[agent_pb2.PlannedArea(offset=offset, length=length) for offset, length in page]
+                )
+
+        async with aclosing(exchange(self._peer, self._stub.DigestBlocks, requests())) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                yield list(page.digests)
 
     def _holder(self, holder: Holder) -> agent_pb2.Holder:
         return agent_pb2.Holder(job_id=holder.job_id, attempt=holder.attempt, installation_id=self.installation_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +11,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sendense.repository.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
     layer_pb2,
     layer_pb2_grpc,
     point_pb2,
@@ -38,6 +40,15 @@ class Areas:
     count: int
     total_bytes: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A block that was not copied, and the BLAKE3 of what its chain gives."""
+
+    offset: int
+    length: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,7 @@ class RepositoryClient:
         self._repositories = repository_pb2_grpc.RepositoryServiceStub(peer.channel)
         self._layers = layer_pb2_grpc.LayerServiceStub(peer.channel)
         self._points = point_pb2_grpc.PointServiceStub(peer.channel)
+        self._audits = audit_pb2_grpc.AuditServiceStub(peer.channel)
 
     async def repository(self, name: str) -> Repository:
         """Returns a repository by id or name; REPOSITORY_NOT_FOUND lists the known ones."""
@@ -141,6 +153,29 @@ class RepositoryClient:
         """Checks a layer and makes it durable and read-only."""
         request = layer_pb2.SealLayerRequest(holder=_holder(holder), layer_id=layer_id, reason=reason)
         return _layer(await self._peer.call(self._layers.SealLayer, request, timeout=SEAL_SECONDS))
+
+    async def sample_uncopied(
+        self, layer_id: str, *, blocks: int, share: float, slices: int, seed: int
+    ) -> AsyncIterator[list[Sample]]:
+        """Yields blocks that a sealed layer's backup did not copy, in pages, by offset."""
+        request = audit_pb2.SampleUncopiedRequest(
+            layer_id=layer_id, blocks=blocks, share=share, slices=slices, seed=seed
+        )
+        async with aclosing(self._peer.stream(self._audits.SampleUncopied, request)) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                yield [Sample(block.offset, block.length, block.digest) for block in page.blocks]
+
+    async def mark_suspect(
+        self, layer_id: str, holder: Holder, areas: Sequence[tuple[int, int]], finding: str
+    ) -> list[str]:
+        """Marks the restore points that may be wrong because areas differ from the chain; returns them."""
+        request = audit_pb2.MarkSuspectRequest(
+            holder=_holder(holder),
+            layer_id=layer_id,
+            areas=[layer_pb2.Area(offset=offset, length=length) for offset, length in areas],
+            finding=finding,
+        )
+        return list((await self._peer.call(self._audits.MarkSuspect, request, timeout=60.0)).backup_ids)
 
     async def discard_layer(self, layer_id: str, holder: Holder) -> None:
         """Removes a layer that belongs to no restore point."""
@@ -216,6 +251,7 @@ def _layer(layer: layer_pb2.Layer) -> Layer:
         cluster_size_bytes=layer.cluster_size_bytes,
         created_at=layer.created_at.ToDatetime(UTC) if layer.HasField("created_at") else None,
         damage=layer.damage,
+        suspicion=layer.suspicion,
     )
 
 

@@ -21,6 +21,7 @@ the restore point of all disks at once. Only then the snapshot goes.
 | capture.N       | copies; journal and progress stream back                | goes with the layer          |
 | close.N         | stops serving                                           |                              |
 | seal.N          | checks the layer and makes it durable                   | goes with the layer          |
+| audit.N         | compares a sample of what was not copied with the chain |                              |
 | commit          | makes the restore point; from here the job succeeds     |                              |
 | unsnapshot      | removes the snapshot; what fails is left to the caretaker|                              |
 
@@ -34,7 +35,7 @@ from dbos import DBOS
 
 from sendense_backup.errors import Superseded
 from sendense_backup.model import COMPLETED, PENDING
-from sendense_backup.workflows import capture, layers, preparation, publication
+from sendense_backup.workflows import audit, capture, layers, preparation, publication
 from sendense_backup.workflows.durable import Step, StepFailed, TakenOver, Workflow, run
 from sendense_backup.workflows.release import RELEASE_PHASE
 from sendense_backup.workflows.runtime import Runtime, Work, current, tracked
@@ -53,12 +54,13 @@ EXPORT = Step("export", capture.open_export, "stops serving", per_disk=True)
 CAPTURE = Step("capture", capture.capture, "goes with the layer", per_disk=True)
 CLOSE = Step("close", capture.close_export, per_disk=True)
 SEAL = Step("seal", layers.seal, "goes with the layer", per_disk=True)
+AUDIT = Step("audit", audit.audit, per_disk=True)
 COMMIT = Step("commit", publication.commit)
 UNSNAPSHOT = Step("unsnapshot", publication.remove_snapshot, cancellable=False)
 
 STEPS = (
-    INSPECT, CHECK, CHANGE_TRACKING, SNAPSHOT, DECIDE, LAYER, PLAN, TURN_FULL, EXPORT, CAPTURE, CLOSE, SEAL, COMMIT,
-    UNSNAPSHOT,
+    INSPECT, CHECK, CHANGE_TRACKING, SNAPSHOT, DECIDE, LAYER, PLAN, TURN_FULL, EXPORT, CAPTURE, CLOSE, SEAL, AUDIT,
+    COMMIT, UNSNAPSHOT,
 )  # fmt: skip
 """All steps, in order; tests fail and kill at each of them."""
 
@@ -132,7 +134,7 @@ async def _back_up_disk(work: Work, position: int) -> None:
         await run(work, TURN_FULL, position, turn_full)
         await run(work, LAYER, position)
         await run(work, PLAN, position)
-    for step in (EXPORT, CAPTURE, CLOSE, SEAL):
+    for step in (EXPORT, CAPTURE, CLOSE, SEAL, AUDIT):
         await run(work, step, position)
 
 

@@ -178,6 +178,22 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             await self._world.enter("PlanCapture.page")
         yield agent_pb2.PlanPage(changed_bytes=total(areas))
 
+    async def DigestBlocks(
+        self, requests: AsyncIterator[agent_pb2.DigestBlocksRequest], context: Any
+    ) -> AsyncIterator[agent_pb2.DigestPage]:
+        source, blocks = None, []
+        async for request in requests:
+            if source is None:
+                source = request.source
+            blocks.extend(request.blocks)
+        assert source is not None
+        await self._world.enter("DigestBlocks")
+        self._world.fence("agent", source.holder.job_id, source.holder.attempt)
+        content = self._snapshot(self._world.vm(source.vm), source.snapshot_moref).disks[source.device_key]
+        yield agent_pb2.DigestPage(
+            digests=[blake3(content[block.offset : block.offset + block.length]).digest() for block in blocks]
+        )
+
     async def Capture(
         self, requests: AsyncIterator[agent_pb2.CaptureRequest], context: Any
     ) -> AsyncIterator[agent_pb2.CaptureEvent]:
@@ -192,6 +208,8 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
         world.fence("agent", target.holder.job_id, target.holder.attempt)
         vm = world.vm(target.vm)
         content = self._snapshot(vm, target.snapshot_moref).disks[target.device_key]
+        if vm.capture_faults:
+            refuse(vm.capture_faults.pop(0), kind=Kind.ABORTED)
         export = world.exports.get(target.export_name) or refuse("CAPTURE_FAILED", "no such export")
         if export.agent_id != AGENT or export.read_only:
             refuse("CAPTURE_FAILED", "the export is not for this agent")

@@ -16,7 +16,7 @@ from sendense_rpc.errors import Kind, SendenseError
 
 pytest_plugins = ("backup_fixtures",)
 
-DISK_STEPS = ("decide", "layer", "plan", "turn_full", "export", "capture", "close", "seal")
+DISK_STEPS = ("decide", "layer", "plan", "turn_full", "export", "capture", "close", "seal", "audit")
 
 
 def points() -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from backup_world import AGENT, World
 from fake_agent import FakeAgent, FakeTunnel
+from fake_audits import FakeAudits
 from fake_exports import FakeExports
 from fake_maintenance import FakeMaintenance, FakeRetention, FakeVerification
 from fake_repository import FakeLayers, FakePoints, FakeRepositories
@@ -15,6 +16,7 @@ from fake_repository import FakeLayers, FakePoints, FakeRepositories
 from sendense.agent.v1 import agent_pb2_grpc
 from sendense.exports.v1 import exports_pb2_grpc
 from sendense.repository.v1 import (
+    audit_pb2_grpc,
     layer_pb2_grpc,
     maintenance_pb2_grpc,
     point_pb2_grpc,
@@ -80,6 +82,11 @@ async def world_serving(settings: ServiceSettings) -> AsyncIterator[World]:
                 "sendense.repository.v1.PointService",
                 FakePoints(world),
                 point_pb2_grpc.add_PointServiceServicer_to_server,
+            ),
+            (
+                "sendense.repository.v1.AuditService",
+                FakeAudits(world),
+                audit_pb2_grpc.add_AuditServiceServicer_to_server,
             ),
             (
                 "sendense.repository.v1.MaintenanceService",
