@@ -12,7 +12,6 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -22,7 +21,8 @@ from sendense_lab.client import LabClient
 from vm_life import DISKS, ROUNDS, Round, VmLife
 
 LIVES = 10
-ROUNDS_OF_A_LIFE = 10
+ROUNDS_OF_A_LIFE = 11
+"""One more than a hundred backups need: some fail, because what they drew lets them."""
 
 
 def run_hundred_backups(home: Path, number: int) -> Counter[str]:
@@ -66,14 +66,18 @@ async def _live(home: Path, lab: LabClient, rounds: list[Round]) -> Counter[str]
             for drawn in rounds:
                 for action in drawn.before:
                     await asyncio.to_thread(life.act, action)
+                locked = any(kind == "leftover" for kind, _, _ in drawn.before)
                 life.set_faults(drawn)
                 job = await node.back_up(
                     vm, ref, drawn.requested, frozen=lambda _, drawn=drawn: [life.act(each) for each in drawn.during]
                 )
                 life.clear_faults()
-                happened["backups"] += 1
                 if job.status != COMPLETED:
-                    pytest.fail(f"{job.error_reason}: {job.error_message}")
+                    # The snapshot of the stun cycle that makes change tracking effective could not be removed.
+                    assert (job.error_reason, locked) == ("VCENTER_FAULT", True), job.error_message
+                    happened["failed"] += 1
+                    continue
+                happened["backups"] += 1
                 happened.update(INCREMENTAL if disk.backup_type == INCREMENTAL else disk.reason for disk in job.disks)
             happened.update(life.done)
     finally:
