@@ -110,6 +110,12 @@ def local_reply_config() -> Config:
     """Returns Envoy's `local_reply_config`."""
     own_words = [error for error in EDGE_ERRORS if error.message != ENVOYS_WORDS and not error.details]
     mappers = [_grpc_mapper(_both(_status("EQ", error.status), _GRPC), error.message) for error in own_words]
+    # gRPC's code is made from the status: a shown status gives the shown code.
+    mappers += [
+        {**_grpc_mapper(_both(_status("EQ", error.status), _GRPC), error.message), "status_code": error.shown_as}
+        for error in EDGE_ERRORS
+        if error.shown_as
+    ]
     mappers.append(_grpc_mapper(_GRPC, ENVOYS_WORDS))
     mappers += [_json_mapper(error, "EQ") for error in EDGE_ERRORS]
     mappers.append(_json_mapper(_OTHER, "GE", 400))

@@ -1,18 +1,14 @@
 """REST through the real Envoy: documented paths reach their RPC; everything else is refused with a reason."""
 
-import base64
 import json
 import ssl
-import time
 
 import httpx
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fakes import gateway_edge
+from fakes.bad_tokens import AT_THE_SERVICE, KINDS, bad_tokens
 from fakes.gateway_fakes import CONTENT
-from sendense_access.keys import SigningKey
 
 edge = gateway_edge.edge
 exports = gateway_edge.exports
@@ -99,64 +95,13 @@ async def test_answers_have_snake_case_names_and_defaults_and_64_bit_numbers_as_
     assert body["disks"] == []
 
 
-def _claims(**changes: object) -> dict[str, object]:
-    now = int(time.time())
-    claims = {
-        "iss": "sendense",
-        "aud": "sendense",
-        "sub": "x",
-        "role": "admin",
-        "jti": "j",
-        "iat": now,
-        "exp": now + 60,
-    }
-    return {**claims, **changes}
-
-
-def bad_tokens(key: SigningKey) -> dict[str, dict[str, str]]:
-    """Each kind of token that is not good, as the headers to send."""
-    headers = {"kid": key.kid}
-    good = key.sign("x", "admin", 60)
-    head, payload, signature = good.split(".")
-    forged = base64.urlsafe_b64encode(json.dumps(_claims(role="admin", sub="root")).encode()).decode().rstrip("=")
-
-    def signed(signer: SigningKey, **changes: object) -> str:
-        return jwt.encode(_claims(**changes), signer._private, algorithm="EdDSA", headers=headers)
-
-    other = SigningKey(Ed25519PrivateKey.generate())
-    tokens = {
-        "garbage": "x",
-        "expired": key.sign("x", "admin", -3600),
-        "another key": signed(other),
-        "another key and its id": other.sign("x", "admin", 60),
-        "changed": f"{head}.{forged}.{signature}",
-        "no signature": f"{head}.{payload}.",
-        "no algorithm": jwt.encode(_claims(), None, algorithm="none", headers=headers),
-        "shared secret": jwt.encode(_claims(), "k" * 32, algorithm="HS256", headers=headers),
-        "another audience": signed(key, aud="other"),
-        "another issuer": signed(key, iss="other"),
-        "not yet valid": signed(key, nbf=int(time.time()) + 3600),
-        "no expiry": signed(key, exp=None),
-        "unknown role": signed(key, role="root"),
-    }
-    return {
-        "none": {},
-        "basic": {"Authorization": "Basic YTpi"},
-        "empty": {"Authorization": "Bearer"},
-        **{name: {"Authorization": f"Bearer {token}"} for name, token in tokens.items()},
-    }
-
-
-BAD = list(bad_tokens(SigningKey(Ed25519PrivateKey.generate())))
-
-
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_bad_token_is_refused_and_reaches_nothing(edge, kind):
     calls, loads = len(edge.seen.calls), len(edge.seen.downloads)
     headers = bad_tokens(edge.key)[kind]
     answer = await edge.http.get("/api/v1/backup/list", headers=headers)
     assert_error(answer, 401, "UNAUTHENTICATED")
-    if kind != "unknown role":  # that one is for the restore service to refuse, which is a fake here
+    if kind not in AT_THE_SERVICE:  # that one is for the restore service to refuse, which is a fake here
         assert_error(await edge.http.get("/api/v1/restore/m/download?path=/a", headers=headers), 401, "UNAUTHENTICATED")
     assert (len(edge.seen.calls), len(edge.seen.downloads)) == (calls, loads)
 

@@ -49,7 +49,7 @@ class AuditEntry(_message.Message):
     result: _builtins.str
     """`ok`, or the reason of the refusal."""
     source: _builtins.str
-    """Address that the request came from; empty when it came from this machine."""
+    """Address that the request came from; for one from the server itself, its own address."""
     request_id: _builtins.str
     """The request's id, by which it is found in the logs."""
     detail: _builtins.str
