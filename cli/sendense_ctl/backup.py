@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
-from sendense.restore.v1 import restore_pb2
-from sendense_ctl import files
-from sendense_ctl.completion import backup_ids, guest_paths, mount_ids, vm_names
+from sendense_ctl import restore
+from sendense_ctl.completion import backup_ids, vm_names
 from sendense_ctl.connection import open_gateway
-from sendense_ctl.failures import ExitCode, LocalError
+from sendense_ctl.failures import ExitCode
 from sendense_ctl.output import (
     age,
     console,
@@ -39,7 +36,6 @@ Vm = Annotated[str, typer.Option("--vm", help="Name of the VM.", autocompletion=
 BackupId = Annotated[
     str, typer.Option("--backup-id", help="Backup id, or a unique beginning of one.", autocompletion=backup_ids)
 ]
-MountId = Annotated[str, typer.Option("--mount-id", help="The mount.", autocompletion=mount_ids)]
 
 
 @app.command()
@@ -278,104 +274,4 @@ def delete(
     console.print(f"{size(answer.freed_bytes)} {'would come' if answer.dry_run else 'came'} back")
 
 
-@app.command()
-def mount(
-    backup_id: BackupId,
-    path: Annotated[Path | None, typer.Option("--path", help="Show the files here too, as a link.")] = None,
-    json_: Json = False,
-) -> None:
-    """Mount a restore point read-only, to browse it."""
-    gateway = open_gateway()
-    if path is not None and os.path.lexists(path):
-        raise LocalError(f"{path} exists already", "Name a path that is not there yet.")
-    mounted = files.mount(gateway, backup_id)
-    if path is not None:
-        if not Path(mounted.mount_path).is_dir():
-            files.unmount(gateway, mounted.mount_id)
-            raise LocalError(
-                f"{mounted.mount_path} cannot be seen from this machine",
-                "Run this on the server, or use `sendense-ctl backup files` and `extract`.",
-            )
-        path.symlink_to(mounted.mount_path)
-    if json_:
-        print_json(mounted)
-        return
-    console.print(f"{mounted.mount_id} is mounted at {path or mounted.mount_path}", markup=False)
-    _print_volumes(mounted)
-    console.print(f"Unmount it with: sendense-ctl backup umount --mount-id {mounted.mount_id}", markup=False)
-
-
-def _print_volumes(mounted: restore_pb2.Mount) -> None:
-    rows = [
-        [v.name, v.file_system or "–", v.label or "–", size(v.size_bytes), v.guest_path or v.error or "–"]
-        for v in mounted.volumes
-    ]
-    print_table(["VOLUME", "TYPE", "LABEL", "SIZE>", "IN THE GUEST"], rows, "No volumes were found.")
-
-
-@app.command()
-def mounts(json_: Json = False) -> None:
-    """List what is mounted."""
-    answer = files.list_mounts(open_gateway())
-    if json_:
-        print_json(answer)
-        return
-    rows = [[m.mount_id, m.backup_id, m.state, m.mount_path, moment(m.expires_at)] for m in answer.mounts]
-    print_table(["MOUNT", "BACKUP", "STATE", "PATH", "UNTIL"], rows, "Nothing is mounted.")
-
-
-@app.command("files")
-def list_files(
-    mount_id: MountId,
-    path: Annotated[str, typer.Option("--path", help="Directory in the guest.", autocompletion=guest_paths)] = "/",
-    json_: Json = False,
-) -> None:
-    """List a directory of a mounted restore point."""
-    answer = files.list_directory(open_gateway(), mount_id, path)
-    if json_:
-        print_json(answer)
-        return
-    rows = [
-        [
-            e.type,
-            f"{e.mode:04o}",
-            size(e.size_bytes),
-            moment(e.modified_at),
-            e.name + (f" → {e.link_target}" if e.link_target else ""),
-        ]
-        for e in answer.entries
-    ]
-    print_table(["TYPE", "MODE", "SIZE>", "MODIFIED", "NAME"], rows, "The directory is empty.")
-
-
-@app.command()
-def umount(
-    mount_id: MountId,
-    force: Annotated[bool, typer.Option("--force", help="Cut running downloads.")] = False,
-) -> None:
-    """Unmount a restore point."""
-    files.unmount(open_gateway(), mount_id, force=force)
-    console.print(f"{printable(mount_id)} is unmounted.")
-
-
-@app.command()
-def extract(
-    backup_id: BackupId,
-    file: Annotated[
-        str,
-        typer.Option("--file", help="Path in the guest; a directory comes as a tar.", autocompletion=guest_paths),
-    ],
-    output: Annotated[Path, typer.Option("--output", help="Where to write it.")],
-    json_: Json = False,
-) -> None:
-    """Get a file back out of a restore point."""
-    gateway = open_gateway()
-    mounted = files.mount(gateway, backup_id)
-    try:
-        written = files.download(gateway, mounted.mount_id, file, output)
-    finally:
-        files.unmount(gateway, mounted.mount_id)
-    if json_:
-        print_json({"backup_id": mounted.backup_id, "file": file, "output": str(output), "size_bytes": str(written)})
-    else:
-        console.print(f"{printable(file)} → {output} ({size(written)})", markup=False)
+restore.register(app)

@@ -47,6 +47,7 @@ class LazyGroup(TyperGroup):
 
 GROUPS = (
     ("backup", "Start backups, look at them, get files back.", "sendense_ctl.backup:app"),
+    ("file", "Files across restore points.", "sendense_ctl.restore:file"),
     ("vm", "The VMs that agents know.", "sendense_ctl.admin:vm"),
     ("repository", "Where backups are kept.", "sendense_ctl.admin:repository"),
     ("agent", "Capture agents.", "sendense_ctl.admin:agent"),
