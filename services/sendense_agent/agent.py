@@ -13,10 +13,11 @@ import structlog
 from sendense_agent import audit, change_tracking, event_log, snapshots
 from sendense_agent.capture import Capture, CaptureJob
 from sendense_agent.changed_areas import areas_of
+from sendense_agent.crowding import Crowding
 from sendense_agent.errors import CaptureInvalid
 from sendense_agent.event_log import Finding, Look
 from sendense_agent.fencing import Fence
-from sendense_agent.inventory import inspect_vm, list_vms
+from sendense_agent.inventory import inspect_vm, list_vms, places_of
 from sendense_agent.model import Disk, Holder, Mark, Snapshot, Vm, VmRef
 from sendense_agent.plan import Plan, make_plan
 from sendense_agent.readers.choice import Readers
@@ -25,11 +26,26 @@ from sendense_agent.uplink import Uplink
 from sendense_agent.vcenter import VCenter, VCenters
 from sendense_blockio.engine import Batch, CopyProgress
 from sendense_blockio.errors import ExtentError
-from sendense_blockio.extents import Extent, check
+from sendense_blockio.extents import Extent, check, total
 
 log = structlog.get_logger()
 
 REMEMBERED_LOOKS = 100
+WAITING_SECONDS = 10.0
+"""A capture that waits for its turn says so this often."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much happens at a time on one host, and on one datastore.
+
+    Attributes:
+        disks: Disks that are read.
+        snapshots: Snapshots that are made or removed.
+    """
+
+    disks: int = 8
+    snapshots: int = 4
 
 
 @dataclass(frozen=True)
@@ -77,13 +93,24 @@ class Agent:
         vcenters: Its vCenters.
         uplink: Its way to the node.
         readers: Starts the readers of disks.
+        fence: Knows the newest attempts.
+        limits: How much happens at a time in one place.
     """
 
-    def __init__(self, vcenters: VCenters, uplink: Uplink, readers: Readers) -> None:
+    def __init__(
+        self,
+        vcenters: VCenters,
+        uplink: Uplink,
+        readers: Readers,
+        fence: Fence | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._vcenters = vcenters
         self._uplink = uplink
         self._readers = readers
-        self._fence = Fence()
+        self._fence = fence or Fence()
+        self._disks_read = Crowding((limits or Limits()).disks)
+        self._snapshots_changed = Crowding((limits or Limits()).snapshots)
         self._captures: dict[tuple[str, int], Capture] = {}
         self._looks: OrderedDict[tuple[VmRef, str, str], Look] = OrderedDict()
 
@@ -108,7 +135,10 @@ class Agent:
     async def create_snapshot(self, ref: VmRef, holder: Holder, *, quiesce: bool) -> Snapshot:
         """Makes or joins the job's snapshot."""
         self._fence.admit(holder)
-        return await snapshots.create_snapshot(await self._vcenter(ref), ref, holder, quiesce=quiesce)
+        vcenter = await self._vcenter(ref)
+        async with self._snapshots_changed.inside(await _places(vcenter, ref)):
+            self._fence.admit(holder)
+            return await snapshots.create_snapshot(vcenter, ref, holder, quiesce=quiesce)
 
     async def remove_snapshot(self, ref: VmRef, holder: Holder, moref: str) -> list[str]:
         """Removes the job's snapshot; a capture of the job that still runs is ended before."""
@@ -116,7 +146,10 @@ class Agent:
         for (job_id, _), capture in list(self._captures.items()):
             if job_id == holder.job_id:
                 await capture.end()
-        return await snapshots.remove_snapshot(await self._vcenter(ref), ref, holder, moref)
+        vcenter = await self._vcenter(ref)
+        async with self._snapshots_changed.inside(await _places(vcenter, ref)):
+            self._fence.admit(holder)
+            return await snapshots.remove_snapshot(vcenter, ref, holder, moref)
 
     async def look_for_revert(self, ref: VmRef, since: str, own: str) -> Look:
         """Tells from the event log whether a VM was reverted between two marks, as `Snapshot.event_mark` has them.
@@ -161,7 +194,10 @@ class Agent:
             areas = list(check(order.areas, disk.capacity_bytes))
         except ExtentError as error:
             raise CaptureInvalid(f"the areas of {disk} cannot be: {error}") from error
-        async with self._only_capture(order, disk, areas) as capture:
+        places = await _places(vcenter, order.vm)
+        while not await self._disks_read.enter(places, WAITING_SECONDS):
+            yield CopyProgress(bytes_total=total(areas))  # it waits for its turn, and nobody shall think it stalled
+        async with self._leaving(places), self._only_capture(order, disk, areas) as capture:
             events = capture.run(self._readers.open(source, vcenter.check_account), self._uplink.lane())
             async with contextlib.aclosing(events):
                 async for event in events:
@@ -198,6 +234,13 @@ class Agent:
                 yield page
 
     @contextlib.asynccontextmanager
+    async def _leaving(self, places: Sequence[str]) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await self._disks_read.leave(places)
+
+    @contextlib.asynccontextmanager
     async def _only_capture(self, order: CaptureOrder, disk: Disk, areas: list[Extent]) -> AsyncIterator[Capture]:
         key = (order.holder.job_id, order.device_key)
         running = self._captures.get(key)
@@ -215,6 +258,10 @@ class Agent:
 
     async def _vcenter(self, ref: VmRef) -> VCenter:
         return await self._vcenters.by_uuid(ref.vcenter_uuid, ref.vm_uuid)
+
+
+async def _places(vcenter: VCenter, ref: VmRef) -> tuple[str, ...]:
+    return await vcenter.read("find the VM's host and datastores", lambda service: places_of(service, ref))
 
 
 async def _source(vcenter: VCenter, ref: VmRef, snapshot_moref: str, device_key: int) -> DiskSource:

@@ -36,6 +36,8 @@ class AgentSettings(ServiceSettings):
         vddk_transports: Its transports, best first: `nbdssl`, `nbd`, `hotadd`, `san`.
         vddk_connections: Connections that the vddk reader uses for one disk; each is an NFC session at the host.
         nfc_plugin: nbdkit's nfc plugin, by name or path.
+        disks_at_once: Disks that are read at a time on one host, and on one datastore; further ones wait.
+        snapshots_at_once: Snapshots that are made or removed at a time on one host, and on one datastore.
     """
 
     model_config = SettingsConfigDict(env_prefix="SENDENSE_AGENT_", frozen=True, extra="ignore")
@@ -52,6 +54,8 @@ class AgentSettings(ServiceSettings):
     vddk_transports: str = Field(default="nbdssl:nbd", pattern=r"^[a-z]+(:[a-z]+)*$")
     vddk_connections: int = Field(default=2, ge=1, le=8)
     nfc_plugin: str = "nfc"
+    disks_at_once: int = Field(default=8, ge=1, le=50)
+    snapshots_at_once: int = Field(default=4, ge=1)
 
     @field_validator("id")
     @classmethod
@@ -69,6 +73,11 @@ class AgentSettings(ServiceSettings):
     def key_file(self) -> Path:
         """The agent's SSH key (0600); its public half lies beside it, with `.pub`."""
         return self.directory / "id_ed25519"
+
+    @property
+    def fence_file(self) -> Path:
+        """The newest attempt of each job."""
+        return self.directory / "attempts.json"
 
     @property
     def vcenters_file(self) -> Path:

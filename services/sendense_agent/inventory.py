@@ -122,6 +122,14 @@ def datacenter_path(service: Any, vm: Any) -> str:
     return "/".join(reversed(names))
 
 
+def places_of(service: Any, ref: VmRef) -> tuple[str, ...]:
+    """Returns where a VM is: managed object ids of its host and of its datastores, with their vCenter."""
+    vm = find_vm(service, ref)
+    facts = read_some(service, [vm], ("runtime.host", "datastore")).get(moref_of(vm), {})
+    found = [facts.get("runtime.host"), *(facts.get("datastore") or [])]
+    return tuple(f"{ref.vcenter_uuid}/{moref_of(each)}" for each in found if each is not None)
+
+
 def count_snapshots(info: Any) -> int:
     """Returns how many snapshots a VM's snapshot tree holds."""
     return sum(1 for _ in walk_snapshots(info))

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 import structlog
 
 from sendense.agent.v1 import agent_pb2_grpc
-from sendense_agent.agent import Agent
+from sendense_agent.agent import Agent, Limits
 from sendense_agent.config import AgentSettings
+from sendense_agent.fencing import Fence
 from sendense_agent.link import Dialling
 from sendense_agent.own_key import load_or_create_key
 from sendense_agent.readers.choice import Readers
@@ -47,7 +48,15 @@ async def open_agent(settings: AgentSettings) -> AsyncIterator[Service]:
 
     servicer = Servicer(
         "sendense.agent.v1.AgentService",
-        AgentServicer(Agent(vcenters, uplink, Readers(settings.reader_choice(), readers))),
+        AgentServicer(
+            Agent(
+                vcenters,
+                uplink,
+                Readers(settings.reader_choice(), readers),
+                Fence(settings.fence_file),
+                Limits(settings.disks_at_once, settings.snapshots_at_once),
+            )
+        ),
         agent_pb2_grpc.add_AgentServiceServicer_to_server,
     )
     try:

@@ -10,15 +10,35 @@ import pytest
 from sendense_agent.convert import PAGE_AREAS, plan_pages
 from sendense_agent.errors import StaleAttempt
 from sendense_agent.fencing import Fence
+from sendense_agent.labels import MAX_NAME, attempt_of, describe, snapshot_name
 from sendense_agent.model import Holder
 from sendense_agent.own_key import KeyUnsafe, load_or_create_key
 from sendense_agent.plan import Plan
-from sendense_agent.labels import MAX_NAME, attempt_of, describe, snapshot_name
 from sendense_blockio.extents import Extent
 
 
 def holder(attempt: int = 1, job: str = "backup-web-1", installation: str = "i1") -> Holder:
     return Holder(job, attempt, installation)
+
+
+def test_a_restart_lets_no_older_attempt_in_again(tmp_path: Path) -> None:
+    file = tmp_path / "attempts.json"
+    Fence(file).admit(holder(3))
+    restarted = Fence(file)
+    with pytest.raises(StaleAttempt):
+        restarted.admit(holder(2))
+    restarted.admit(holder(3))
+    restarted.admit(holder(1, job="another"))
+    assert not file.with_suffix(".partial").exists()
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", '{"a": "b"}', "null"])
+def test_a_fence_that_cannot_be_read_begins_anew(tmp_path: Path, torn: str) -> None:
+    file = tmp_path / "attempts.json"
+    file.write_text(torn)
+    Fence(file).admit(holder(1))
+    with pytest.raises(StaleAttempt):
+        Fence(file).admit(holder(0))
 
 
 def test_an_older_attempt_is_refused_and_another_job_is_not() -> None:
