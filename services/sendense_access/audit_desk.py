@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jwt
+import structlog
 
 from sendense_access.audit import GENESIS, BrokenChain, ChainWalk, Entry, Event
 from sendense_access.errors import InvalidRequest
@@ -19,6 +20,8 @@ from sendense_access.keys import SigningKey, write_private
 from sendense_access.paging import page_limit
 from sendense_access.store import AuditFilter, AuditStore
 from sendense_rpc.audit import AuditEvent
+
+log = structlog.get_logger()
 
 _REFUSED_AT_THE_DOOR = ("ROLE_MISSING", "TOKEN_LIMITED")
 """What the door alone knows of; everything else this service records itself, in the mutation's transaction."""
@@ -78,8 +81,19 @@ class AuditDesk:
         await self.keep_head()
 
     async def keep_head(self) -> None:
-        """Writes the signed head. A crash before it leaves an older head, which the longer chain still contains."""
+        """Writes the signed head. A crash before it leaves an older head, which the longer chain still contains.
+
+        A log that does not contain the kept head was tampered with: that head stays, so `verify` goes on telling.
+        """
         async with self._lock:
+            try:
+                kept = await asyncio.to_thread(self._kept_head)
+            except BrokenChain as error:
+                log.error("the audit log's head was tampered with", why=error.problem)  # noqa: TRY400
+                return
+            if kept[0] and await self._store.hash_at(kept[0]) != kept[1]:
+                log.error("the audit log was tampered with", entry=kept[0], help="Run `sendense-ctl audit verify`.")
+                return
             sequence, entry_hash = await self._store.head()
             signed = self._key.seal({"sequence": sequence, "entry_hash": entry_hash})
             await asyncio.to_thread(write_private, self._head_file, signed.encode())

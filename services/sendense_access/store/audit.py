@@ -54,6 +54,13 @@ class AuditStore:
             row = (await connection.execute(last)).first()
         return (row.sequence, row.entry_hash) if row else (0, GENESIS)
 
+    async def hash_at(self, sequence: int) -> str | None:
+        """Returns the hash of the entry at a position; None when there is none."""
+        query = select(audit_log.c.entry_hash).where(audit_log.c.sequence == sequence)
+        async with self._database.read() as connection:
+            found = await connection.scalar(query)
+        return None if found is None else str(found)
+
     async def entries(self, limit: int, before: int | None, chosen: AuditFilter) -> list[Entry]:
         """Returns at most `limit` entries, newest first, that come before this position."""
         query = select(audit_log).where(*_conditions(chosen)).order_by(audit_log.c.sequence.desc()).limit(limit)
