@@ -8,6 +8,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,19 @@ class Api:
         return backup
 
 
-@pytest.fixture(scope="session")
-def node() -> Iterator[RunningNode]:
+@contextmanager
+def fresh_node(**environment: str) -> Iterator[RunningNode]:
+    """Runs a node that nobody else uses, where names of VMs that others have made too would be ambiguous."""
     home = Path(tempfile.mkdtemp(prefix="e2e-", dir="/var/tmp"))
-    with RunningNode(home, SENDENSE_LAB_KEEP_SNAPSHOTS="1") as running:
+    with RunningNode(home, **environment) as running:
         yield running
     shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[RunningNode]:
+    with fresh_node(SENDENSE_LAB_KEEP_SNAPSHOTS="1") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Makes the README's picture of a terminal: really runs the commands, and draws what they printed as SVG.
 
-Run: `.venv/bin/python docs/site/terminal_picture.py docs/img/terminal.svg`. It starts a node with the lab in a temporary
-directory, so the picture shows what the present code prints.
+Run: `.venv/bin/python docs/site/terminal_picture.py docs/img/terminal.svg`. It starts a node with the lab in a
+temporary directory, so the picture shows what the present code prints.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from sendense_lab.errors import LabError
 from sendense_node.running import RunningNode
 from support import free_port
 from terminal import in_terminal
+from whole_node import Api, fresh_node
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -27,6 +28,25 @@ CTL = str(BIN / "sendense-ctl")
 VM = "pgtest2"
 INDEX = "<?php // the file that was lost\n"
 HOSTILE = ["two words", 'it\'s "quoted"; $(id)', "größe ✓ 🚀", "--help", "line\nbreak\tand tab"]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[RunningNode]:
+    """A node of its own: `pgtest2` must be one VM, and other tests make theirs."""
+    with fresh_node() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lab(node: RunningNode) -> LabClient:
+    return LabClient(node.home)
+
+
+@pytest.fixture(scope="module")
+def api(node: RunningNode) -> Iterator[Api]:
+    api = Api(node)
+    yield api
+    api.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +66,8 @@ def environment(node: RunningNode, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def vm(lab: LabClient, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def vm(lab: LabClient, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The spec's VM, with the spec's file in it, backed up fully with the spec's first command."""
-    for known in lab.vms():
-        if known["name"] == VM:
-            lab.delete_vm(known["moref"])
     lab.create_vm(VM, ["96M:ext4"], small_files=20)
     index = tmp_path_factory.mktemp("content") / "index.php"
     index.write_text(INDEX)
@@ -58,8 +75,7 @@ def vm(lab: LabClient, environment: dict[str, str], tmp_path_factory: pytest.Tem
     shown = in_terminal(["sendense-ctl", "backup", "start", "--vm", "pgtest2", "--type", "full"], environment)
     assert shown.status == 0, shown.text
     assert "completed: full" in shown.text
-    yield VM
-    lab.delete_vm(VM)
+    return VM
 
 
 def run(environment: Mapping[str, str], *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
