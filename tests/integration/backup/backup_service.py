@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 from backup_world import World
 
-from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense.backup.v1 import backup_pb2, backup_pb2_grpc, job_pb2, job_pb2_grpc, policy_pb2_grpc
 from sendense_backup.config import BackupSettings
 from sendense_backup.main import build
 from sendense_backup.store import metadata
@@ -20,7 +21,7 @@ from sendense_db.engine import Database
 from sendense_rpc.channel import Peer, unix_peer
 from support import serving
 
-PATIENCE = 240.0
+PATIENCE = float(os.environ.get("SENDENSE_TEST_PATIENCE", "240"))
 
 
 def settings_for(home: Path, **values: Any) -> BackupSettings:
@@ -49,6 +50,8 @@ class Client:
         self.peer = peer
         self.backups = backup_pb2_grpc.BackupServiceStub(peer.channel)
         self.vms = backup_pb2_grpc.VmServiceStub(peer.channel)
+        self.jobs = job_pb2_grpc.JobServiceStub(peer.channel)
+        self.policies = policy_pb2_grpc.PolicyServiceStub(peer.channel)
 
     async def start(self, vm_name: str, backup_type: str = "full", **more: Any) -> backup_pb2.Backup:
         request = backup_pb2.StartBackupRequest(vm_name=vm_name, backup_type=backup_type, **more)
@@ -64,6 +67,17 @@ class Client:
                 if backup.status in ("completed", "failed", "cancelled"):
                     return backup
                 await asyncio.sleep(0.15)
+
+    async def job(self, job_id: str) -> job_pb2.Job:
+        return await self.peer.call(self.jobs.GetJob, job_pb2.GetJobRequest(job_id=job_id))
+
+    async def ended_job(self, job_id: str) -> job_pb2.Job:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                job = await self.job(job_id)
+                if job.status in ("completed", "failed", "cancelled"):
+                    return job
+                await asyncio.sleep(0.1)
 
     async def copied_something(self, backup_id: str) -> None:
         """Waits until the backup shows that it has copied bytes."""

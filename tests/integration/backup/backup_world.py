@@ -80,6 +80,7 @@ class FakeVm:
     template: bool = False
     free_bytes: int = 1 << 40
     plan_faults: list[str] = field(default_factory=list)
+    capture_faults: list[str] = field(default_factory=list)
     foreign_snapshots: int = 0
     revert_finding: str = "no revert"
     sequence: int = 1

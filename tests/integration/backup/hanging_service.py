@@ -19,8 +19,8 @@ class Hanger(Observer):
     def __init__(self, plan: dict[str, list[str]], marks: Path) -> None:
         self._plan, self._marks = plan, marks
 
-    async def _look(self, backup_id: str, step: str, moment: str) -> None:
-        vm = backup_id.removeprefix("backup-").rsplit("-", 1)[0]
+    async def _look(self, job_id: str, step: str, moment: str) -> None:
+        vm = job_id.partition("-")[2].rsplit("-", 1)[0]
         if self._plan.get(vm) == [step, moment]:
             (self._marks / vm).touch()
             await asyncio.Event().wait()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from backup_postgres import postgres
+from backup_process import service_process
 from backup_service import cleaned, running, until
 from backup_world import World
-from test_backup_kill import service_process
 
 from sendense_backup.config import BackupSettings
 from sendense_db.migrate import upgrade
