@@ -11,6 +11,8 @@ it, so the job ends as `failed` with the reason POINT_CORRUPT, naming the ranges
 
 from __future__ import annotations
 
+import asyncio
+
 from dbos import DBOS
 
 from sendense_backup.clients.maintenance import CANCELLED, Progressing
@@ -21,6 +23,10 @@ from sendense_backup.workflows.following import follow
 from sendense_backup.workflows.operation import OperationWork, execute
 
 
+CANCEL_SECONDS = 1.0
+"""A running verification is asked this often whether it was cancelled."""
+
+
 async def read(work: OperationWork) -> Outcome:
     """Lets the repository read the point back; a wish to cancel stops it at its next chunk."""
     operation = await work.operation()
@@ -29,24 +35,34 @@ async def read(work: OperationWork) -> Outcome:
     async def seen(state: Progressing) -> None:
         if state.state == CANCELLED:
             raise Cancelled(work.job_id)
-        if not state.ended and (await work.operation()).cancel_requested:
-            await maintenance.cancel_verification(work.job_id)
 
-    ended = await follow(
-        work,
-        "read",
-        lambda: maintenance.start_verification(
-            work.job_id,
-            operation.backup_id,
-            bytes_per_second=int(operation.arguments.get("bytes_per_second", 0)),
-            max_age_seconds=int(operation.arguments.get("max_age_seconds", 0)),
-        ),
-        lambda: maintenance.watch_verification(work.job_id),
-        seen,
-    )
+    asking = asyncio.create_task(_cancel_when_asked(work))
+    try:
+        ended = await follow(
+            work,
+            "read",
+            lambda: maintenance.start_verification(
+                work.job_id,
+                operation.backup_id,
+                bytes_per_second=int(operation.arguments.get("bytes_per_second", 0)),
+                max_age_seconds=int(operation.arguments.get("max_age_seconds", 0)),
+            ),
+            lambda: maintenance.watch_verification(work.job_id),
+            seen,
+        )
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
     await work.add_result(read_bytes=ended.done_bytes, **ended.facts)
     await work.log("info", "read", f"{ended.done_bytes} bytes read", read_bytes=ended.done_bytes)
     return {}
+
+
+async def _cancel_when_asked(work: OperationWork) -> None:
+    """Passes a wish to cancel on to the repository, which may read for long without a word."""
+    while not (await work.operation()).cancel_requested:
+        await asyncio.sleep(CANCEL_SECONDS)
+    await work.runtime.patiently(lambda: work.runtime.maintenance.cancel_verification(work.job_id))
 
 
 async def judge(work: OperationWork) -> Outcome:
