@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sendense.repository.v1 import integrity_pb2, layer_pb2, point_pb2, repository_pb2
+from sendense.repository.v1 import integrity_pb2, layer_pb2, point_pb2, rebuild_pb2, repository_pb2
 from sendense_blockio.extents import Extent
+from sendense_repository.administration import Outlook
 from sendense_repository.chain import Chain
+from sendense_repository.immutability import locked_until
 from sendense_repository.integrity import MAX_SHOWN_DAMAGES, Integrity
 from sendense_repository.layout import CLUSTER_SIZE
 from sendense_repository.point import PlacedPoint
 from sendense_repository.records import Holder, LayerRecord, LeaseRecord, PlacedLayer, RepositoryRecord
+from sendense_repository.scan import Report
+from sendense_repository.stored import StoredPoint
 
 
 def timestamp(moment: datetime) -> Timestamp:
@@ -44,9 +49,9 @@ def page(extents: Iterable[Extent]) -> layer_pb2.AreaPage:
     return layer_pb2.AreaPage(areas=[layer_pb2.Area(offset=each.offset, length=each.length) for each in extents])
 
 
-def repository(record: RepositoryRecord) -> repository_pb2.Repository:
-    """Returns a repository."""
-    return repository_pb2.Repository(
+def repository(record: RepositoryRecord, outlook: Outlook, reserve_bytes: int) -> repository_pb2.Repository:
+    """Returns a repository with how it fills."""
+    message = repository_pb2.Repository(
         repository_id=record.repository_id,
         name=record.name,
         repository_type=record.repository_type,
@@ -56,7 +61,61 @@ def repository(record: RepositoryRecord) -> repository_pb2.Repository:
         available_size_bytes=record.available_size_bytes,
         created_at=timestamp(record.created_at),
         updated_at=timestamp(record.updated_at),
+        config_json=json.dumps({"path": str(record.path), **record.options.as_json()}),
+        reserve_bytes=reserve_bytes,
+        lock_seconds=record.options.lock_seconds,
+        immutable_files=record.options.immutable_files,
+        point_count=outlook.point_count,
+        stored_bytes=outlook.stored_bytes,
+        growth_bytes_per_day=outlook.forecast.bytes_per_day,
+        warning=outlook.warning,
+        problem=outlook.problem,
     )
+    if outlook.forecast.full_at is not None:
+        message.full_at.CopyFrom(timestamp(outlook.forecast.full_at))
+    return message
+
+
+def scan_report(report: Report) -> repository_pb2.ScanReport:
+    """Returns what a scan found."""
+    return repository_pb2.ScanReport(
+        repository_id=report.repository.repository_id,
+        agreed_points=report.agreed,
+        importable_points=[
+            repository_pb2.StoredPointSummary(
+                backup_id=each.record.backup_id,
+                vm_name=each.record.vm_name,
+                vm_uuid=each.record.vm_uuid,
+                committed_at=timestamp(each.record.committed_at),
+            )
+            for each in report.importable
+        ],
+        findings=[
+            repository_pb2.ScanFinding(kind=each.kind, path=each.path, backup_id=each.backup_id, finding=each.finding)
+            for each in report.findings
+        ],
+    )
+
+
+def stored_point(stored: StoredPoint, place: RepositoryRecord) -> rebuild_pb2.StoredPoint:
+    """Returns a restore point as storage describes it."""
+    record = stored.record
+    message = rebuild_pb2.StoredPoint(
+        backup_id=record.backup_id,
+        vm_uuid=record.vm_uuid,
+        vm_name=record.vm_name,
+        vm_context_id=record.vm_context_id,
+        sequence=record.sequence,
+        committed_at=timestamp(record.committed_at),
+        previous_backup_id=record.previous_backup_id,
+        hardware_json=record.hardware_json,
+        layers=[layer(each, place) for each in stored.layers],
+        reasons=[each.reason for each in stored.layers],
+        copied_bytes=[each.area_bytes for each in stored.layers],
+    )
+    if record.snapshot_at is not None:
+        message.snapshot_at.CopyFrom(timestamp(record.snapshot_at))
+    return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +189,9 @@ def point(placed: PlacedPoint, known: Integrity, doubts: Doubts) -> point_pb2.Po
         hardware_json=record.hardware_json,
     )
     message.integrity.CopyFrom(integrity(known))
+    locked = locked_until(placed.repository, record)
+    if locked is not None:
+        message.locked_until.CopyFrom(timestamp(locked))
     if record.snapshot_at is not None:
         message.snapshot_at.CopyFrom(timestamp(record.snapshot_at))
     return message

@@ -85,6 +85,7 @@ class LayerDesk:
         Raises:
             InvalidValue: Areas are not sorted, overlap, or go beyond the disk.
             AreasFixed: Other areas were fixed.
+            NoRoom: What is to be copied does not fit; nothing was fixed.
         """
         async with self._locks.hold(layer_lock(layer_id)):
             placed = await self._open_partial(holder, layer_id)
@@ -97,6 +98,7 @@ class LayerDesk:
             if layer.areas_digest and layer.areas_digest != fixed.digest:
                 raise AreasFixed(layer_id, layer.areas_digest, fixed.digest)
             if not layer.areas_digest:
+                await self._registry.require_room(placed.repository, fixed.total_bytes, layer_id=layer_id)
                 try:
                     await asyncio.to_thread(_fix_areas, placed, canonical, fixed.digest)
                 except (OSError, JournalWriteError) as error:

@@ -44,7 +44,7 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
             servicers=[
                 Servicer(
                     "sendense.repository.v1.RepositoryService",
-                    RepositoryServicer(parts.registry, unbroken),
+                    RepositoryServicer(parts.registry, upkeep.administration, upkeep.scanner, unbroken),
                     repository_pb2_grpc.add_RepositoryServiceServicer_to_server,
                 ),
                 Servicer(

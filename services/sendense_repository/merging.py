@@ -205,10 +205,10 @@ class MergeBuilder:
     ) -> list[Entry]:
         child, files = merge.child, merge.child.files(root)
         chain = [layer.files(root).sealed for layer in merge.chain]
-        merged_map = await img.map_depths(files.merged, "qcow2")
-        layers = [
-            MappedImage(await img.map_depths(chain[depth], "qcow2"), chain[depth:]) for depth in range(merge.count + 1)
-        ]
+        merged_map, *maps = await asyncio.gather(
+            *(img.map_depths(path, "qcow2") for path in (files.merged, *chain[: merge.count + 1]))
+        )
+        layers = [MappedImage(found, chain[depth:]) for depth, found in enumerate(maps)]
         merged = MappedImage(merged_map, [files.merged, *chain[merge.count + 1 :]])
         entries = await asyncio.to_thread(
             prove_merge,

@@ -16,6 +16,7 @@ from sendense_repository.errors import (
     RepositoryNotFound,
     RepositoryUnusable,
 )
+from sendense_repository.options import RepositoryOptions
 from sendense_repository.records import RepositoryRecord
 from sendense_repository.store import Catalogue
 
@@ -73,7 +74,9 @@ class Registry:
             raise RepositoryDisabled(record.name)
         return record
 
-    async def create(self, name: str, repository_type: str, path: Path) -> RepositoryRecord:
+    async def create(
+        self, name: str, repository_type: str, path: Path, options: RepositoryOptions | None = None
+    ) -> RepositoryRecord:
         """Registers an empty directory, or a repository of ours that is in it.
 
         Raises:
@@ -83,7 +86,9 @@ class Registry:
         async with self._registering:
             path = roots.normal_path(path)
             await self._refuse_known(name, path)
-            room = await asyncio.to_thread(roots.probe, path, self._reserve_bytes)
+            options = options or RepositoryOptions()
+            reserve = self._reserve(options)
+            room = await asyncio.to_thread(roots.probe, path, reserve)
             marker = await asyncio.to_thread(roots.read_marker, path)
             if marker is None:
                 marker = await asyncio.to_thread(roots.write_marker, path, name)
@@ -97,13 +102,26 @@ class Registry:
                 path=path,
                 enabled=True,
                 total_size_bytes=room.total,
-                available_size_bytes=self._usable(room),
+                available_size_bytes=max(0, room.free - reserve),
                 created_at=now,
                 updated_at=now,
+                options=options,
             )
             await self._catalogue.repositories.add(record)
         log.info("repository registered", name=name, path=str(path), repository_id=record.repository_id)
         return record
+
+    async def keep(self, record: RepositoryRecord) -> None:
+        """Keeps a repository's name, settings and whether it is enabled.
+
+        Raises:
+            RepositoryExists: The name is taken.
+        """
+        async with self._registering:
+            other = await self._catalogue.repositories.find(record.name)
+            if other is not None and other.repository_id != record.repository_id:
+                raise RepositoryExists(f"the name '{record.name}'", other.name)
+            await self._catalogue.repositories.update(record)
 
     async def ensure_default(self, root: Path) -> None:
         """Registers the default repository when none of its name is there; a registered one is left as it is.
@@ -126,19 +144,26 @@ class Registry:
         """Raises RepositoryUnusable or RepositoryNotFound unless the default repository can be used now."""
         await self.use(DEFAULT_NAME)
 
-    async def require_room(self, record: RepositoryRecord, estimated_bytes: int) -> None:
-        """Raises NoRoom unless a new layer fits beside the reserve and what running jobs may still write."""
+    async def require_room(self, record: RepositoryRecord, estimated_bytes: int, *, layer_id: str = "") -> None:
+        """Raises NoRoom unless what is estimated fits beside the reserve and what running jobs may still write.
+
+        Args:
+            record: The repository.
+            estimated_bytes: The most that will be written.
+            layer_id: The layer that it will be written to, whose earlier estimate then does not count.
+        """
         promised = 0
         for layer in await self._catalogue.layers.partial(record.repository_id):
-            promised += max(0, layer.estimated_bytes - layer.files(record.path).stored_bytes())
-        needed = estimated_bytes + promised + self._reserve_bytes
+            if layer.layer_id != layer_id:
+                promised += max(0, layer.estimated_bytes - layer.files(record.path).stored_bytes())
+        needed = estimated_bytes + promised + self._reserve(record.options)
         free = roots.room(record.path).free
         if needed > free:
             raise NoRoom(record.path, needed, free)
 
     def no_room(self, record: RepositoryRecord, needed_bytes: int) -> NoRoom:
         """Returns the error for a file system that ran full in the middle of a write."""
-        return NoRoom(record.path, needed_bytes + self._reserve_bytes, roots.room(record.path).free)
+        return NoRoom(record.path, needed_bytes + self._reserve(record.options), roots.room(record.path).free)
 
     async def _find(self, id_or_name: str) -> RepositoryRecord:
         record = await self._catalogue.repositories.find(id_or_name)
@@ -161,10 +186,14 @@ class Registry:
         except (RepositoryUnusable, OSError) as error:
             log.warning("the room of a repository cannot be seen", name=record.name, error=str(error))
             return record
-        usable = self._usable(room)
+        usable = max(0, room.free - self._reserve(record.options))
         if (room.total, usable) != (record.total_size_bytes, record.available_size_bytes):
             await self._catalogue.repositories.record_room(record.repository_id, room.total, usable)
         return await self._catalogue.repositories.find(record.repository_id) or record
 
-    def _usable(self, room: roots.Room) -> int:
-        return max(0, room.free - self._reserve_bytes)
+    def reserve_bytes(self, record: RepositoryRecord) -> int:
+        """Returns the room of a repository's file system that is never used."""
+        return self._reserve(record.options)
+
+    def _reserve(self, options: RepositoryOptions) -> int:
+        return self._reserve_bytes if options.reserve_bytes is None else options.reserve_bytes

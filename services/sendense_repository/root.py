@@ -6,10 +6,7 @@ empty directory behind, and a backup written there would fill the wrong disk and
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from sendense_repository import documents, durable
 from sendense_repository.documents import DocumentError
 from sendense_repository.errors import RepositoryUnusable
 from sendense_repository.layout import MARKER_NAME
+from sendense_repository.probing import try_directory
 
 _KIND = "repository"
 _ALLOWED_IN_EMPTY = frozenset({"lost+found"})
@@ -99,7 +97,7 @@ def room(root: Path) -> Room:
 
 
 def probe(root: Path, reserve_bytes: int) -> Room:
-    """Proves that the directory can keep backups: sync, names that are never replaced, locks, and some room.
+    """Proves that the directory can keep backups: sync, names that are never replaced, locks, clock, and some room.
 
     Leaves nothing behind.
 
@@ -108,9 +106,10 @@ def probe(root: Path, reserve_bytes: int) -> Room:
     """
     if not root.is_absolute() or not root.is_dir():
         raise RepositoryUnusable(root, "it is no existing directory", help="Create the directory first.")
+    for trial in try_directory(root):
+        if not trial.passed:
+            raise RepositoryUnusable(root, f"{trial.name}: {trial.finding}")
     try:
-        with tempfile.TemporaryDirectory(prefix=durable.TEMPORARY_PREFIX, dir=root) as name:
-            _probe_in(root, Path(name))
         available = room(root)
     except OSError as error:
         raise RepositoryUnusable(root, f"{error.strerror or error}") from error
@@ -118,28 +117,3 @@ def probe(root: Path, reserve_bytes: int) -> Room:
         finding = f"{available.free} bytes are free, {reserve_bytes} are kept as a reserve"
         raise RepositoryUnusable(root, finding, help="Make room, or choose another file system.")
     return available
-
-
-def _probe_in(root: Path, directory: Path) -> None:
-    first, second = directory / "first", directory / "second"
-    durable.write_new(first, b"first")
-    durable.move_new(first, second)
-    durable.write_new(first, b"other")
-    try:
-        durable.move_new(first, second)
-    except FileExistsError:
-        pass
-    else:
-        raise RepositoryUnusable(root, "its file system replaces a file that a new name must not replace")
-    durable.replace(second, b"replaced")
-    if second.read_bytes() != b"replaced":
-        raise RepositoryUnusable(root, "what was written is not what is read")
-    with first.open("r+b") as one, first.open("r+b") as other:
-        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in {errno.EWOULDBLOCK, errno.EAGAIN}:
-                raise
-        else:
-            raise RepositoryUnusable(root, "its file system does not keep locks")

@@ -15,16 +15,20 @@ from sendense.repository.v1 import (
     repository_pb2_grpc,
 )
 from sendense_blockio.errors import InvalidExtentError
+from sendense_db.columns import utc_now
 from sendense_repository import convert
+from sendense_repository.administration import Administration, Change
 from sendense_repository.chain import ChainViewer
 from sendense_repository.creation import LayerMaker, NewLayer
 from sendense_repository.deletion import Deleter
 from sendense_repository.errors import InvalidValue
 from sendense_repository.integrity_view import IntegrityView
 from sendense_repository.layer import LayerDesk
+from sendense_repository.options import RepositoryOptions
 from sendense_repository.point import NewPoint, PlacedPoint, PointDesk
-from sendense_repository.records import LayerRecord
+from sendense_repository.records import LayerRecord, RepositoryRecord
 from sendense_repository.registry import Registry
+from sendense_repository.scan import Scanner
 from sendense_repository.sealing import Sealer
 from sendense_repository.unbroken import Unbroken
 from sendense_rpc.identity import current_limits
@@ -37,9 +41,17 @@ PAGE_AREAS = 10_000
 class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
     """Implements RepositoryService."""
 
-    def __init__(self, registry: Registry, unbroken: Unbroken) -> None:
+    def __init__(
+        self, registry: Registry, administration: Administration, scanner: Scanner, unbroken: Unbroken
+    ) -> None:
         self._registry = registry
+        self._administration = administration
+        self._scanner = scanner
         self._unbroken = unbroken
+
+    async def _shown(self, record: RepositoryRecord) -> repository_pb2.Repository:
+        outlook = await self._administration.outlook(record)
+        return convert.repository(record, outlook, self._registry.reserve_bytes(record))
 
     async def ListRepositories(
         self, request: repository_pb2.ListRepositoriesRequest, context: Any
@@ -50,7 +62,7 @@ class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
         records = [
             each for each in await self._registry.all() if limits.admits_repository(each.name, each.repository_id)
         ]
-        return repository_pb2.ListRepositoriesResponse(repositories=[convert.repository(each) for each in records])
+        return repository_pb2.ListRepositoriesResponse(repositories=[await self._shown(each) for each in records])
 
     async def GetRepository(
         self, request: repository_pb2.GetRepositoryRequest, context: Any
@@ -65,15 +77,65 @@ class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
             ]
             if not any(limits.admits_repository(each.name, each.repository_id) for each in known):
                 raise OutsideLimits("repository", request.repository_id)
-        return convert.repository(await self._registry.get(request.repository_id))
+        return await self._shown(await self._registry.get(request.repository_id))
 
     async def CreateRepository(
         self, request: repository_pb2.CreateRepositoryRequest, context: Any
     ) -> repository_pb2.Repository:
         """Registers a directory."""
         del context
-        work = self._registry.create(request.name, request.repository_type, Path(request.path))
-        return convert.repository(await self._unbroken.run(work))
+        options = RepositoryOptions(
+            reserve_bytes=request.reserve_bytes if request.HasField("reserve_bytes") else None,
+            immutable_files=request.immutable_files,
+        ).with_lock(request.lock_seconds, utc_now())
+        work = self._administration.create(request.name, request.repository_type, Path(request.path), options)
+        return await self._shown(await self._unbroken.run(work))
+
+    async def UpdateRepository(
+        self, request: repository_pb2.UpdateRepositoryRequest, context: Any
+    ) -> repository_pb2.Repository:
+        """Changes what is set."""
+        del context
+        change = Change(
+            name=request.name or None,
+            enabled=request.enabled if request.HasField("enabled") else None,
+            reserve_bytes=request.reserve_bytes if request.HasField("reserve_bytes") else None,
+            lock_seconds=request.lock_seconds if request.HasField("lock_seconds") else None,
+            immutable_files=request.immutable_files if request.HasField("immutable_files") else None,
+        )
+        work = self._administration.update(request.repository_id, change)
+        return await self._shown(await self._unbroken.run(work))
+
+    async def ProbeRepository(
+        self, request: repository_pb2.ProbeRepositoryRequest, context: Any
+    ) -> repository_pb2.RepositoryProbe:
+        """Tries whether backups can be kept in it now."""
+        del context
+        record, trials = await self._unbroken.run(self._administration.probe(request.repository_id))
+        return repository_pb2.RepositoryProbe(
+            repository_id=record.repository_id,
+            usable=all(trial.passed for trial in trials),
+            results=[
+                repository_pb2.ProbeResult(name=trial.name, passed=trial.passed, finding=trial.finding)
+                for trial in trials
+            ],
+        )
+
+    async def DeleteRepository(
+        self, request: repository_pb2.DeleteRepositoryRequest, context: Any
+    ) -> repository_pb2.DeleteRepositoryResponse:
+        """Forgets a repository."""
+        del context
+        work = self._administration.forget(request.repository_id, forget_points=request.forget_points)
+        await self._unbroken.run(work)
+        return repository_pb2.DeleteRepositoryResponse()
+
+    async def ScanRepository(
+        self, request: repository_pb2.ScanRepositoryRequest, context: Any
+    ) -> repository_pb2.ScanReport:
+        """Compares storage with the catalogue."""
+        del context
+        return convert.scan_report(await self._unbroken.run(self._scanner.scan(request.repository_id)))
 
 
 class LayerServicer(layer_pb2_grpc.LayerServiceServicer):

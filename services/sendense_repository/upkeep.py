@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
+import structlog
+
+from sendense_repository.administration import Administration
 from sendense_repository.integrity_view import IntegrityView
+from sendense_repository.rebuild import Rebuilder
 from sendense_repository.retention_desk import RetentionDesk
+from sendense_repository.scan import Scanner
 from sendense_repository.verification import VerificationDesk
 from sendense_repository.wiring import Parts
+
+log = structlog.get_logger()
+
+_LOOK_SECONDS = 600.0
+"""How often the clock is followed and usage is noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,23 +28,51 @@ class Upkeep:
     integrity: IntegrityView
     verification: VerificationDesk
     retention: RetentionDesk
+    administration: Administration
+    scanner: Scanner
+    rebuilder: Rebuilder
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Notes what the last process left unfinished; called after `Parts.start`."""
         await self.verification.recover()
         await self.retention.recover()
+        await self._look()
+        self._tasks.append(asyncio.create_task(self._keep_looking()))
 
     async def stop(self) -> None:
         """Stops what runs; each part goes on when it is started again."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         await self.verification.close()
         await self.retention.close()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await self._look()
+            except Exception:
+                # The catalogue may be away for a while; the next look tells.
+                log.exception("the repositories could not be looked at")
+
+    async def _look(self) -> None:
+        """Follows the clock, and notes how full the repositories are."""
+        await self.administration.tick()
+        await self.administration.sample()
 
 
 def build_upkeep(parts: Parts) -> Upkeep:
     """Builds the parts of upkeep over the service's other parts."""
     integrity = IntegrityView(parts.catalogue)
+    scanner = Scanner(parts.catalogue, parts.registry, parts.locks, parts.reconciler)
     return Upkeep(
         integrity=integrity,
         verification=VerificationDesk(parts.catalogue, parts.points, integrity),
         retention=RetentionDesk(parts.catalogue, parts.registry, integrity, parts.deleter),
+        administration=Administration(parts.catalogue, parts.registry),
+        scanner=scanner,
+        rebuilder=Rebuilder(parts.catalogue, parts.registry, parts.locks, scanner),
     )

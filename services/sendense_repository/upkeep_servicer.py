@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sendense.repository.v1 import retention_pb2_grpc, verification_pb2_grpc
+from sendense.repository.v1 import rebuild_pb2_grpc, retention_pb2_grpc, verification_pb2_grpc
+from sendense_repository.rebuild_servicer import RebuildServicer
 from sendense_repository.retention_servicer import RetentionServicer
 from sendense_repository.unbroken import Unbroken
 from sendense_repository.upkeep import Upkeep
@@ -23,5 +24,10 @@ def upkeep_servicers(upkeep: Upkeep, parts: Parts, unbroken: Unbroken) -> list[S
             "sendense.repository.v1.RetentionService",
             RetentionServicer(upkeep.retention, unbroken),
             retention_pb2_grpc.add_RetentionServiceServicer_to_server,
+        ),
+        Servicer(
+            "sendense.repository.v1.RebuildService",
+            RebuildServicer(upkeep.scanner, upkeep.rebuilder, unbroken),
+            rebuild_pb2_grpc.add_RebuildServiceServicer_to_server,
         ),
     ]

@@ -37,6 +37,7 @@ class Parts:
 
     catalogue: Catalogue
     registry: Registry
+    locks: NamedLocks
     reconciler: Reconciler
     journals: OpenJournals
     maker: LayerMaker
@@ -96,6 +97,7 @@ def build_parts(
     return Parts(
         catalogue=catalogue,
         registry=registry,
+        locks=locks,
         reconciler=reconciler,
         journals=journals,
         maker=LayerMaker(catalogue, registry, locks, reconciler),

@@ -12,6 +12,7 @@ from sendense_repository.store.points import Points
 from sendense_repository.store.repositories import Repositories
 from sendense_repository.store.retention import RetentionRuns
 from sendense_repository.store.suspicions import Suspicions
+from sendense_repository.store.usage import Usage
 
 
 class Catalogue:
@@ -27,6 +28,7 @@ class Catalogue:
         self.verifications = Verifications(database)
         self.retention = RetentionRuns(database)
         self.clock = Clock(database)
+        self.usage = Usage(database)
         self.suspicions = Suspicions(database)
         self._database = database
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import Column, Row, Select, Table, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_db.columns import utc_now
 from sendense_db.engine import Database
-from sendense_repository.records import PointRecord
+from sendense_repository.records import LayerRecord, PointRecord
 from sendense_repository.store.tables import backup_chains, backup_layers, point_leases, restore_points
 
 table = restore_points
@@ -89,6 +89,17 @@ class Points:
             )
             await _refresh_chains(connection, record.vm_context_id)
 
+    async def adopt(self, record: PointRecord, layers: Sequence[LayerRecord]) -> None:
+        """Records a point that was found on storage, with its layers and their chains, at once.
+
+        Rows of an earlier life, when the repository was forgotten, are taken up again.
+        """
+        async with self._database.begin() as connection:
+            await _put(connection, table, table.c.backup_id, {**asdict(record), "deleted_at": None})
+            for layer in layers:
+                await _put(connection, backup_layers, backup_layers.c.layer_id, asdict(layer))
+            await _refresh_chains(connection, record.vm_context_id)
+
     async def begin_delete(self, backup_ids: Sequence[str]) -> None:
         """Says that points are being deleted: from now on nobody sees them, and the deletion will be finished."""
         async with self._database.begin() as connection:
@@ -110,6 +121,15 @@ class Points:
     async def _fetch(self, query: Select[Any]) -> list[PointRecord]:
         async with self._database.read() as connection:
             return [_record(row) for row in await connection.execute(query)]
+
+
+async def _put(connection: AsyncConnection, rows: Table, key: Column[Any], values: dict[str, Any]) -> None:
+    """Writes a row in place of the one that has its key, if there is one."""
+    same = key == values[key.name]
+    if (await connection.execute(select(key).where(same))).one_or_none() is None:
+        await connection.execute(insert(rows).values(**values))
+    else:
+        await connection.execute(update(rows).where(same).values(**values))
 
 
 def _committed(repository_id: str, vm_uuid: str) -> Select[Any]:

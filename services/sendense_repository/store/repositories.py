@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, insert, or_, select, update
+from sqlalchemy import Row, Select, delete, insert, or_, select, update
 
 from sendense_db.columns import utc_now
 from sendense_db.engine import Database
 from sendense_repository.options import RepositoryOptions
 from sendense_repository.records import RepositoryRecord
+from sendense_repository.store.tables import backup_chains, backup_layers, point_leases, restore_points
 from sendense_repository.store.tables import backup_repositories as table
 
 
@@ -36,6 +37,21 @@ class Repositories:
     async def add(self, record: RepositoryRecord) -> None:
         """Registers a repository."""
         async with self._database.begin() as connection:
+            # One that was forgotten is taken up again: its files never went.
+            known = await connection.execute(
+                update(table)
+                .where(table.c.id == record.repository_id, table.c.deleted_at.is_not(None))
+                .values(
+                    name=record.name,
+                    repository_type=record.repository_type,
+                    config={"path": str(record.path), **record.options.as_json()},
+                    enabled=record.enabled,
+                    updated_at=record.updated_at,
+                    deleted_at=None,
+                )
+            )
+            if known.rowcount:
+                return
             await connection.execute(
                 insert(table).values(
                     id=record.repository_id,
@@ -62,6 +78,30 @@ class Repositories:
                     config={"path": str(record.path), **record.options.as_json()},
                     updated_at=utc_now(),
                 )
+            )
+
+    async def forget(self, repository_id: str) -> None:
+        """Says that a repository, its points and its layers are not the catalogue's any more, at once."""
+        now = utc_now()
+        async with self._database.begin() as connection:
+            for rows in (backup_layers, restore_points):
+                await connection.execute(
+                    update(rows)
+                    .where(rows.c.repository_id == repository_id, rows.c.deleted_at.is_(None))
+                    .values(deleted_at=now)
+                )
+            points = select(restore_points.c.backup_id).where(restore_points.c.repository_id == repository_id)
+            await connection.execute(delete(point_leases).where(point_leases.c.backup_id.in_(points)))
+            layers = select(backup_layers.c.chain_id).where(backup_layers.c.repository_id == repository_id)
+            await connection.execute(delete(backup_chains).where(backup_chains.c.id.in_(layers)))
+            await connection.execute(
+                update(restore_points).where(restore_points.c.repository_id == repository_id).values(state="deleted")
+            )
+            # Its name is free again; no name that can be asked for has a tilde.
+            await connection.execute(
+                update(table)
+                .where(table.c.id == repository_id)
+                .values(name=f"~{repository_id}", enabled=False, deleted_at=now)
             )
 
     async def record_room(self, repository_id: str, total_bytes: int, available_bytes: int) -> None:

@@ -76,3 +76,13 @@ trusted_clock = Table(
     Column("boot_id", String(64), nullable=False),
     Column("boot_seconds", BigInteger, nullable=False),
 )
+
+usage_samples = Table(
+    "usage_samples",
+    metadata,
+    Column("repository_id", ForeignKey("backup_repositories.id", ondelete="RESTRICT"), primary_key=True),
+    # One for each day, UTC, `YYYY-MM-DD`: how much the layers took when it was last looked at on that day.
+    Column("day", String(10), primary_key=True),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("sampled_at", UtcDateTime, nullable=False),
+)

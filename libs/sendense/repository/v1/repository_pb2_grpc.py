@@ -50,6 +50,26 @@ class RepositoryServiceStub:
                 request_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.CreateRepositoryRequest.SerializeToString,
                 response_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.Repository.FromString,
                 _registered_method=True)
+        self.UpdateRepository = channel.unary_unary(
+                '/sendense.repository.v1.RepositoryService/UpdateRepository',
+                request_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.UpdateRepositoryRequest.SerializeToString,
+                response_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.Repository.FromString,
+                _registered_method=True)
+        self.ProbeRepository = channel.unary_unary(
+                '/sendense.repository.v1.RepositoryService/ProbeRepository',
+                request_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.ProbeRepositoryRequest.SerializeToString,
+                response_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.RepositoryProbe.FromString,
+                _registered_method=True)
+        self.DeleteRepository = channel.unary_unary(
+                '/sendense.repository.v1.RepositoryService/DeleteRepository',
+                request_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.SerializeToString,
+                response_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.FromString,
+                _registered_method=True)
+        self.ScanRepository = channel.unary_unary(
+                '/sendense.repository.v1.RepositoryService/ScanRepository',
+                request_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.ScanRepositoryRequest.SerializeToString,
+                response_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.ScanReport.FromString,
+                _registered_method=True)
 
 
 class RepositoryServiceServicer:
@@ -78,6 +98,37 @@ class RepositoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateRepository(self, request, context):
+        """UpdateRepository changes what is set. Locks can be made longer for points that exist, never shorter.
+        ALREADY_EXISTS (REPOSITORY_EXISTS) when the name is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProbeRepository(self, request, context):
+        """ProbeRepository tries whether backups can be kept in it now: marker, space, fsync, rename, lock, clock. It leaves nothing behind.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRepository(self, request, context):
+        """DeleteRepository forgets a repository; storage is not touched. FAILED_PRECONDITION (REPOSITORY_NOT_EMPTY) while the
+        catalogue has restore points or running backups in it, unless `forget_points`: they can be imported again, except what runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScanRepository(self, request, context):
+        """ScanRepository compares storage with the catalogue both ways and reports; it changes nothing. Importing what it finds is
+        ImportPoints of sendense.backup.v1.ImportService.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RepositoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +146,26 @@ def add_RepositoryServiceServicer_to_server(servicer, server):
                     servicer.CreateRepository,
                     request_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.CreateRepositoryRequest.FromString,
                     response_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.Repository.SerializeToString,
+            ),
+            'UpdateRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRepository,
+                    request_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.UpdateRepositoryRequest.FromString,
+                    response_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.Repository.SerializeToString,
+            ),
+            'ProbeRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbeRepository,
+                    request_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.ProbeRepositoryRequest.FromString,
+                    response_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.RepositoryProbe.SerializeToString,
+            ),
+            'DeleteRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRepository,
+                    request_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.FromString,
+                    response_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.SerializeToString,
+            ),
+            'ScanRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScanRepository,
+                    request_deserializer=sendense_dot_repository_dot_v1_dot_repository__pb2.ScanRepositoryRequest.FromString,
+                    response_serializer=sendense_dot_repository_dot_v1_dot_repository__pb2.ScanReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +250,114 @@ class RepositoryService:
             '/sendense.repository.v1.RepositoryService/CreateRepository',
             sendense_dot_repository_dot_v1_dot_repository__pb2.CreateRepositoryRequest.SerializeToString,
             sendense_dot_repository_dot_v1_dot_repository__pb2.Repository.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.repository.v1.RepositoryService/UpdateRepository',
+            sendense_dot_repository_dot_v1_dot_repository__pb2.UpdateRepositoryRequest.SerializeToString,
+            sendense_dot_repository_dot_v1_dot_repository__pb2.Repository.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.repository.v1.RepositoryService/ProbeRepository',
+            sendense_dot_repository_dot_v1_dot_repository__pb2.ProbeRepositoryRequest.SerializeToString,
+            sendense_dot_repository_dot_v1_dot_repository__pb2.RepositoryProbe.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.repository.v1.RepositoryService/DeleteRepository',
+            sendense_dot_repository_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.SerializeToString,
+            sendense_dot_repository_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScanRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.repository.v1.RepositoryService/ScanRepository',
+            sendense_dot_repository_dot_v1_dot_repository__pb2.ScanRepositoryRequest.SerializeToString,
+            sendense_dot_repository_dot_v1_dot_repository__pb2.ScanReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,20 @@ class RepositoryServiceStub:
     """CreateRepository registers a directory and marks it as ours; its marker is written once and never replaced.
     ALREADY_EXISTS (REPOSITORY_EXISTS); FAILED_PRECONDITION (REPOSITORY_UNUSABLE) says what the directory lacks.
     """
+    UpdateRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.UpdateRepositoryRequest, _repository_pb2.Repository]
+    """UpdateRepository changes what is set. Locks can be made longer for points that exist, never shorter.
+    ALREADY_EXISTS (REPOSITORY_EXISTS) when the name is taken.
+    """
+    ProbeRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.ProbeRepositoryRequest, _repository_pb2.RepositoryProbe]
+    """ProbeRepository tries whether backups can be kept in it now: marker, space, fsync, rename, lock, clock. It leaves nothing behind."""
+    DeleteRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.DeleteRepositoryRequest, _repository_pb2.DeleteRepositoryResponse]
+    """DeleteRepository forgets a repository; storage is not touched. FAILED_PRECONDITION (REPOSITORY_NOT_EMPTY) while the
+    catalogue has restore points or running backups in it, unless `forget_points`: they can be imported again, except what runs.
+    """
+    ScanRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.ScanRepositoryRequest, _repository_pb2.ScanReport]
+    """ScanRepository compares storage with the catalogue both ways and reports; it changes nothing. Importing what it finds is
+    ImportPoints of sendense.backup.v1.ImportService.
+    """
 
 @_typing.type_check_only
 class RepositoryServiceAsyncStub(RepositoryServiceStub):
@@ -54,6 +68,20 @@ class RepositoryServiceAsyncStub(RepositoryServiceStub):
     CreateRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.CreateRepositoryRequest, _repository_pb2.Repository]  # type: ignore[assignment]
     """CreateRepository registers a directory and marks it as ours; its marker is written once and never replaced.
     ALREADY_EXISTS (REPOSITORY_EXISTS); FAILED_PRECONDITION (REPOSITORY_UNUSABLE) says what the directory lacks.
+    """
+    UpdateRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.UpdateRepositoryRequest, _repository_pb2.Repository]  # type: ignore[assignment]
+    """UpdateRepository changes what is set. Locks can be made longer for points that exist, never shorter.
+    ALREADY_EXISTS (REPOSITORY_EXISTS) when the name is taken.
+    """
+    ProbeRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.ProbeRepositoryRequest, _repository_pb2.RepositoryProbe]  # type: ignore[assignment]
+    """ProbeRepository tries whether backups can be kept in it now: marker, space, fsync, rename, lock, clock. It leaves nothing behind."""
+    DeleteRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.DeleteRepositoryRequest, _repository_pb2.DeleteRepositoryResponse]  # type: ignore[assignment]
+    """DeleteRepository forgets a repository; storage is not touched. FAILED_PRECONDITION (REPOSITORY_NOT_EMPTY) while the
+    catalogue has restore points or running backups in it, unless `forget_points`: they can be imported again, except what runs.
+    """
+    ScanRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.ScanRepositoryRequest, _repository_pb2.ScanReport]  # type: ignore[assignment]
+    """ScanRepository compares storage with the catalogue both ways and reports; it changes nothing. Importing what it finds is
+    ImportPoints of sendense.backup.v1.ImportService.
     """
 
 class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +111,44 @@ class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_repository_pb2.Repository, _abc.Awaitable[_repository_pb2.Repository]]:
         """CreateRepository registers a directory and marks it as ours; its marker is written once and never replaced.
         ALREADY_EXISTS (REPOSITORY_EXISTS); FAILED_PRECONDITION (REPOSITORY_UNUSABLE) says what the directory lacks.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateRepository(
+        self,
+        request: _repository_pb2.UpdateRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.Repository, _abc.Awaitable[_repository_pb2.Repository]]:
+        """UpdateRepository changes what is set. Locks can be made longer for points that exist, never shorter.
+        ALREADY_EXISTS (REPOSITORY_EXISTS) when the name is taken.
+        """
+
+    @_abc_1.abstractmethod
+    def ProbeRepository(
+        self,
+        request: _repository_pb2.ProbeRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.RepositoryProbe, _abc.Awaitable[_repository_pb2.RepositoryProbe]]:
+        """ProbeRepository tries whether backups can be kept in it now: marker, space, fsync, rename, lock, clock. It leaves nothing behind."""
+
+    @_abc_1.abstractmethod
+    def DeleteRepository(
+        self,
+        request: _repository_pb2.DeleteRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.DeleteRepositoryResponse, _abc.Awaitable[_repository_pb2.DeleteRepositoryResponse]]:
+        """DeleteRepository forgets a repository; storage is not touched. FAILED_PRECONDITION (REPOSITORY_NOT_EMPTY) while the
+        catalogue has restore points or running backups in it, unless `forget_points`: they can be imported again, except what runs.
+        """
+
+    @_abc_1.abstractmethod
+    def ScanRepository(
+        self,
+        request: _repository_pb2.ScanRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.ScanReport, _abc.Awaitable[_repository_pb2.ScanReport]]:
+        """ScanRepository compares storage with the catalogue both ways and reports; it changes nothing. Importing what it finds is
+        ImportPoints of sendense.backup.v1.ImportService.
         """
 
 def add_RepositoryServiceServicer_to_server(servicer: RepositoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

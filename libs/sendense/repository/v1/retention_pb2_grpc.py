@@ -57,8 +57,8 @@ class RetentionServiceServicer:
     """
 
     def PlanRetention(self, request, context):
-        """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing.
-        FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock jumped forward: locks must not run out early.
+        """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing. Ages are
+        counted with a time that a clock which was set forward does not move.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,6 +67,7 @@ class RetentionServiceServicer:
     def StartRetention(self, request, context):
         """StartRetention does exactly a plan, or joins it: started under the same job id again it goes on where it was.
         ABORTED (PLAN_CHANGED) when planning again as of the plan's time gives another digest: plan again. Nothing was removed then.
+        FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock is further than time can have passed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,12 +34,13 @@ class RetentionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RetentionServiceAsyncStub: ...
     PlanRetention: _grpc.UnaryUnaryMultiCallable[_retention_pb2.PlanRetentionRequest, _retention_pb2.RetentionPlan]
-    """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing.
-    FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock jumped forward: locks must not run out early.
+    """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing. Ages are
+    counted with a time that a clock which was set forward does not move.
     """
     StartRetention: _grpc.UnaryUnaryMultiCallable[_retention_pb2.StartRetentionRequest, _retention_pb2.RetentionRun]
     """StartRetention does exactly a plan, or joins it: started under the same job id again it goes on where it was.
     ABORTED (PLAN_CHANGED) when planning again as of the plan's time gives another digest: plan again. Nothing was removed then.
+    FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock is further than time can have passed.
     """
     GetRetention: _grpc.UnaryUnaryMultiCallable[_retention_pb2.GetRetentionRequest, _retention_pb2.RetentionRun]
     """GetRetention returns a run as it is now. NOT_FOUND (RETENTION_NOT_FOUND)."""
@@ -50,12 +51,13 @@ class RetentionServiceAsyncStub(RetentionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PlanRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.PlanRetentionRequest, _retention_pb2.RetentionPlan]  # type: ignore[assignment]
-    """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing.
-    FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock jumped forward: locks must not run out early.
+    """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing. Ages are
+    counted with a time that a clock which was set forward does not move.
     """
     StartRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.StartRetentionRequest, _retention_pb2.RetentionRun]  # type: ignore[assignment]
     """StartRetention does exactly a plan, or joins it: started under the same job id again it goes on where it was.
     ABORTED (PLAN_CHANGED) when planning again as of the plan's time gives another digest: plan again. Nothing was removed then.
+    FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock is further than time can have passed.
     """
     GetRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.GetRetentionRequest, _retention_pb2.RetentionRun]  # type: ignore[assignment]
     """GetRetention returns a run as it is now. NOT_FOUND (RETENTION_NOT_FOUND)."""
@@ -69,8 +71,8 @@ class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _retention_pb2.PlanRetentionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_retention_pb2.RetentionPlan, _abc.Awaitable[_retention_pb2.RetentionPlan]]:
-        """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing.
-        FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock jumped forward: locks must not run out early.
+        """PlanRetention says what is kept and removed, by which rule, and how many bytes come back. It changes nothing. Ages are
+        counted with a time that a clock which was set forward does not move.
         """
 
     @_abc_1.abstractmethod
@@ -81,6 +83,7 @@ class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_retention_pb2.RetentionRun, _abc.Awaitable[_retention_pb2.RetentionRun]]:
         """StartRetention does exactly a plan, or joins it: started under the same job id again it goes on where it was.
         ABORTED (PLAN_CHANGED) when planning again as of the plan's time gives another digest: plan again. Nothing was removed then.
+        FAILED_PRECONDITION (CLOCK_IN_DOUBT) when the clock is further than time can have passed.
         """
 
     @_abc_1.abstractmethod
