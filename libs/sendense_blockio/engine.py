@@ -8,7 +8,7 @@ Signatures (blocking; from asyncio: `await asyncio.to_thread(copy, ...)`):
 
     Endpoint.unix(socket_path, export_name="", *, read_only=False)
     Endpoint.tcp(host, port=10809, export_name="", *, read_only=False)
-    CopyOptions(connections=2, depth=4, chunk_size=1<<20, max_bytes_in_flight=None, batch_bytes=64<<20,
+    CopyOptions(connections=2, depth=4, chunk_size=1<<20, max_bytes_in_flight=None, batch_bytes=128<<20,
                 batch_seconds=5.0, zeroes="write"|"skip", source_holes=None, stall_seconds=60.0,
                 request_seconds=300.0)
     copy(source, target, areas, options, on_batch, progress=None, cancel=None, *,
@@ -18,9 +18,9 @@ Signatures (blocking; from asyncio: `await asyncio.to_thread(copy, ...)`):
     CopyResult      .bytes_copied .bytes_zero .batches .last_sequence .seconds
 
 `on_batch` runs in the thread that called `copy`, one batch after the other; copying goes on meanwhile, and
-pauses when four batches wait. What it raises ends the copy. To resume, call `copy` again with the areas less
-what the journal covers (`subtract(areas, entry_extents(entries))`) and `first_sequence` one above the
-journal's last.
+pauses when `batch_bytes` are not reported. What it raises ends the copy. To resume, call `copy` again with the areas
+less what the journal covers (`subtract(areas, entry_extents(entries))`) and `first_sequence` one above the journal's
+last.
 """
 
 from __future__ import annotations

@@ -168,9 +168,11 @@ class Lane:
             not self._exhausted
             and (not self._active or self._bytes_in_flight + self._options.chunk_size <= self._budget)
             and len(self._active) < self._max_requests
-            and not self._ledger.saturated
+            and (reserved := self._ledger.reserve(self._options.chunk_size))
         ):
             piece = self._work.take()
+            data_bytes = 0 if piece is None or piece.hole else piece.length
+            self._ledger.begin(reserved, data_bytes)
             if piece is None:
                 self._exhausted = True
                 break
@@ -266,7 +268,9 @@ class Lane:
         if request.buffer is not None:
             self._pool.give_back(request.buffer)
             request.buffer = None
-        self._ledger.add(Entry(request.offset, request.length, request.digest))
+        # What a hole covers was never set aside: its memory is not read.
+        begun = request.length if request.footprint else 0
+        self._ledger.add(Entry(request.offset, request.length, request.digest), begun)
 
     def _flush_if_asked(self, target: nbd.NBD) -> None:
         """Flushes when the ledger closed a batch; the ledger asks again only after every lane answered."""

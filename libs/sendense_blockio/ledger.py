@@ -1,7 +1,9 @@
 """What was copied and is not yet committed: gathered, flushed on every target connection, then reported.
 
 What always holds: each entry of a batch was acknowledged by the target *before* the batch's flush was sent on
-any connection, and a batch is reported only after all of these flushes succeeded. Copying goes on meanwhile.
+any connection, and a batch is reported only after all of these flushes succeeded. Copying goes on meanwhile: a batch is
+closed when half of `batch_bytes` is there, and lanes begin nothing more while `batch_bytes` are begun and not reported.
+So a lost connection costs at most `batch_bytes` to copy again, what was in flight included.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from sendense_blockio.entries import Entry
 MAX_BATCH_ENTRIES = 8192
 """Entries of one batch; encoded they fit many times into a gRPC message of 4 MiB."""
 
-_SATURATION = 4
-"""Lanes pause when this many batches wait to be flushed or reported: what a crash costs stays bounded."""
+_MAX_UNREPORTED_ENTRIES = 4 * MAX_BATCH_ENTRIES
+"""Lanes pause when so many entries, which may all be zeroes, wait to be reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Ledger:
 
     Attributes:
         lanes: number of target connections that must flush.
-        batch_bytes: data bytes after which a batch is closed.
+        batch_bytes: data bytes that may be begun and not reported; half of it closes a batch.
         batch_seconds: age after which a batch is closed.
         next_sequence: number of the next batch.
         progress: counters to keep.
@@ -114,8 +116,9 @@ class Ledger:
     _pending: list[Entry] = field(default_factory=list)
     _pending_bytes: int = 0
     _pending_since: float = 0.0
-    _unreported_bytes: int = 0
+    _begun_bytes: int = 0
     _unreported_entries: int = 0
+    _refused: bool = False
     _round: _Round | None = None
     _rounds: int = 0
     _idle: int = 0
@@ -128,15 +131,43 @@ class Ledger:
         return self._rounds
 
     @property
-    def saturated(self) -> bool:
-        """Whether lanes must wait for commits before they read more."""
-        return (
-            self._unreported_bytes >= _SATURATION * self.batch_bytes
-            or self._unreported_entries >= _SATURATION * MAX_BATCH_ENTRIES
-        )
+    def _closing_bytes(self) -> int:
+        return max(1, self.batch_bytes // 2)
 
-    def add(self, entry: Entry) -> None:
-        """Records an extent that the target acknowledged (or that needed no write)."""
+    def reserve(self, chunk_size: int) -> int:
+        """Asks for leave to begin a request of at most `chunk_size` bytes.
+
+        Returns:
+            What was set aside, to be corrected with `begin`; 0 says that the lane must wait until it is woken.
+        """
+        # Never more than half: what is refused then always waits for a batch that is full enough to be closed.
+        wanted = min(chunk_size, self._closing_bytes)
+        with self._lock:
+            if self._begun_bytes + wanted > self.batch_bytes or self._unreported_entries >= _MAX_UNREPORTED_ENTRIES:
+                self._refused = True
+                return 0
+            self._begun_bytes += wanted
+        return wanted
+
+    def begin(self, reserved: int, length: int) -> None:
+        """Corrects a reservation to the data bytes that are really begun; 0 for a hole or none."""
+        if length != reserved:
+            with self._lock:
+                self._release(reserved - length)
+
+    def _release(self, length: int) -> None:
+        self._begun_bytes -= length
+        if self._refused and length > 0:
+            self._refused = False
+            self.wake_lanes()
+
+    def add(self, entry: Entry, begun: int = 0) -> None:
+        """Records an extent that the target acknowledged (or that needed no write).
+
+        Args:
+            entry: The extent.
+            begun: Bytes that were set aside for it; given back here when it turned out to be zero.
+        """
         data_bytes = 0 if entry.digest is None else entry.length
         now = time.monotonic()
         with self._lock:
@@ -147,10 +178,11 @@ class Ledger:
                 self._pending_since = now
             self._pending.append(entry)
             self._pending_bytes += data_bytes
-            self._unreported_bytes += data_bytes
             self._unreported_entries += 1
+            if begun != data_bytes:
+                self._release(begun - data_bytes)
             if (
-                self._pending_bytes >= self.batch_bytes
+                self._pending_bytes >= self._closing_bytes
                 or len(self._pending) >= MAX_BATCH_ENTRIES
                 or now - self._pending_since >= self.batch_seconds
             ):
@@ -175,18 +207,18 @@ class Ledger:
                 return
             self._round = None
             self.batches.put(current.flushed)
-            if self._idle == self.lanes or self._pending_bytes >= self.batch_bytes:
+            if self._idle == self.lanes or self._pending_bytes >= self._closing_bytes:
                 self._begin_round()
             self._finish_if_done()
 
     def reported(self, flushed: FlushedBatch) -> None:
         """The caller took a batch over; lanes that waited for it go on."""
         with self._lock:
-            was_saturated = self.saturated
-            self._unreported_bytes -= flushed.data_bytes
             self._unreported_entries -= flushed.additions
             self.progress.bytes_committed += flushed.batch.bytes_covered
-            if was_saturated:
+            self._begun_bytes -= flushed.data_bytes
+            if self._refused:
+                self._refused = False
                 self.wake_lanes()
 
     def _begin_round(self) -> None:

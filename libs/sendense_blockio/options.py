@@ -17,8 +17,8 @@ class CopyOptions:
         chunk_size: bytes of the largest request, a multiple of 4096; servers' smaller limits win.
         max_bytes_in_flight: bound over all lanes; None stands for connections × depth × chunk_size. Memory is
             at most twice this.
-        batch_bytes: data bytes of a batch, that is what a lost connection costs at most to copy again (times
-            five when the taker of batches is slow).
+        batch_bytes: what a lost connection costs at most to copy again: data bytes that are begun and not yet reported.
+            A batch is flushed when it has half of that.
         batch_seconds: a batch is closed after this time even when it is smaller.
         zeroes: `write` zeroes the target where the source is zero (an increment); `skip` leaves it alone, for
             a target that was never written (a fresh full).
@@ -34,7 +34,7 @@ class CopyOptions:
     depth: int = 4
     chunk_size: int = 1 << 20
     max_bytes_in_flight: int | None = None
-    batch_bytes: int = 64 << 20
+    batch_bytes: int = 128 << 20
     batch_seconds: float = 5.0
     zeroes: Literal["write", "skip"] = "write"
     source_holes: bool | None = None

@@ -252,7 +252,7 @@ def test_what_the_taker_of_batches_raises_ends_the_copy(nbd_servers: NbdServers)
 
 
 def test_a_slow_taker_of_batches_makes_the_copy_wait(nbd_servers: NbdServers) -> None:
-    """What a crash costs stays bounded: four batches at most are ahead of the journal."""
+    """What a crash costs stays bounded: never is more than `batch_bytes` ahead of the journal."""
     source, _ = nbd_servers.nbdkit("pattern", str(SIZE))
     target, _ = nbd_servers.nbdkit("memory", str(SIZE))
     progress = CopyProgress()
@@ -263,7 +263,7 @@ def test_a_slow_taker_of_batches_makes_the_copy_wait(nbd_servers: NbdServers) ->
         ahead.append(progress.bytes_done - progress.bytes_committed)
 
     copy(source, target, WHOLE, SMALL, on_batch, progress)
-    assert max(ahead) <= 4 * SMALL.batch_bytes + SMALL.connections * SMALL.lane_bytes
+    assert max(ahead) <= SMALL.batch_bytes
     assert progress.bytes_committed == SIZE
 
 
@@ -310,7 +310,7 @@ def test_a_killed_target_is_resumed_from_the_journal(nbd_servers: NbdServers, tm
     journal_read = read_journal(tmp_path / "journal", header)
     assert len(errors) >= 2, "the copy was too quick to be killed"
     assert all(error.retryable and error.side == "target" for error in errors)
-    assert copied_twice <= len(errors) * 5 * SMALL.batch_bytes
+    assert copied_twice <= len(errors) * SMALL.batch_bytes
     assert covers_exactly(journal_read.entries, WHOLE)
     assert read_qcow2(image, tmp_path / "raw") == bytes(source_data)
     check = subprocess.run(["qemu-img", "check", "-f", "qcow2", str(image)], capture_output=True, check=False)
@@ -348,4 +348,4 @@ def test_batches_flushed_before_a_failure_are_still_reported(nbd_servers: NbdSer
 
     with pytest.raises(ConnectionLostError):
         copy(source, target, WHOLE, SMALL, on_batch)
-    assert sum(entry.length for entry in entries) > SMALL.batch_bytes
+    assert sum(entry.length for entry in entries) >= SMALL.batch_bytes // 2
