@@ -1,4 +1,4 @@
-"""The way to the gateway, as `sendense_ctl.configuration` says."""
+"""The way to the gateway, as `sendense_ctl.configuration` says; `sendense_client` does the calling."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from sendense_client import Client
 from sendense_ctl import configuration
 from sendense_ctl.configuration import ConfigurationError
 
@@ -29,21 +30,16 @@ class Gateway:
     token: str
 
     def channel(self) -> grpc.Channel:
-        """Opens a gRPC channel. Calls need `metadata()`."""
-        parts = urlsplit(self.endpoint)
-        target = f"{parts.hostname}:{parts.port or 443}"
-        if parts.scheme == "http":
-            return grpc.insecure_channel(target)
-        roots = self.ca_file.read_bytes() if self.ca_file else None
-        return grpc.secure_channel(target, grpc.ssl_channel_credentials(roots))
+        """Opens a channel that sends who we are, repeats what nobody answered, and raises `SendenseError`."""
+        return Client(self.endpoint, self.token, ca_file=self.ca_file).channel
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Returns a call's metadata: who we are, and an id by which the call is found in the logs."""
+        """Returns a call's metadata, for calls beside the channel: who we are, and an id to find it by in the logs."""
         return (("authorization", f"Bearer {self.token}"), ("x-request-id", str(uuid.uuid4())))
 
     def call(self, method: Any, request: Any, timeout: float = 60.0) -> Any:
-        """Calls an RPC of a stub made on `channel()` with our identity and a deadline in seconds."""
-        return method(request, metadata=self.metadata(), timeout=timeout)
+        """Calls an RPC of a stub made on `channel()` with a deadline in seconds."""
+        return method(request, timeout=timeout)
 
 
 def open_gateway() -> Gateway:

@@ -22,7 +22,6 @@ from sendense_ctl.connection import Gateway
 from sendense_ctl.findings import Finding
 from sendense_ctl.output import size
 from sendense_rpc.errors import Kind, SendenseError
-from sendense_rpc.status import from_rpc_error
 
 _SECONDS = 10.0
 _CLOCK_SECONDS = 60.0
@@ -149,8 +148,8 @@ def check_inventory(gateway: Gateway) -> Iterator[Finding]:
         ):
             try:
                 yield from check(gateway, channel)
-            except grpc.RpcError as error:
-                yield _refused(subject, from_rpc_error(error))
+            except SendenseError as error:
+                yield _refused(subject, error)
 
 
 def _refused(subject: str, error: SendenseError) -> Finding:

@@ -47,6 +47,8 @@ class LazyGroup(TyperGroup):
 
 GROUPS = (
     ("backup", "Start backups, look at them, get files back.", "sendense_ctl.backup:app"),
+    ("job", "Jobs of all kinds: backups, deletions, verifications and more.", "sendense_ctl.job:app"),
+    ("policy", "Which VMs are backed up when, how, and what is kept.", "sendense_ctl.policy:app"),
     ("file", "Files across restore points.", "sendense_ctl.restore:file"),
     ("vm", "The VMs that agents know.", "sendense_ctl.admin:vm"),
     ("repository", "Where backups are kept.", "sendense_ctl.admin:repository"),

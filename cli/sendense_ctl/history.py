@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense.restore.v1 import restore_pb2
+from sendense_client import NotFound
 from sendense_ctl import files
 from sendense_ctl.connection import Gateway
 from sendense_ctl.output import as_json, moment
-from sendense_rpc.errors import Kind, SendenseError
-from sendense_rpc.status import from_rpc_error
+from sendense_rpc.errors import SendenseError
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,8 @@ def history_of(gateway: Gateway, vm_name: str, path: str, limit: int) -> Iterato
     for backup_id in reversed(_completed(gateway, vm_name, limit)):
         try:
             entry = _look(gateway, backup_id, path)
-        except (grpc.RpcError, SendenseError) as error:
-            told = from_rpc_error(error) if isinstance(error, grpc.RpcError) else error
-            yield Version(backup_id, "unknown", problem=f"{told.message} [{told.reason}]")
+        except SendenseError as error:
+            yield Version(backup_id, "unknown", problem=f"{error.message} [{error.reason}]")
             continue
         yield Version(backup_id, _compared(before, entry), entry)
         before = entry
@@ -63,9 +60,7 @@ def _look(gateway: Gateway, backup_id: str, path: str) -> restore_pb2.FileEntry 
     mounted = files.mount(gateway, restore_pb2.MountBackupRequest(backup_id=backup_id))
     try:
         return files.look(gateway, mounted.mount_id, path)
-    except grpc.RpcError as error:
-        if from_rpc_error(error).kind is not Kind.NOT_FOUND:
-            raise
+    except NotFound:
         return None
     finally:
         files.unmount(gateway, mounted.mount_id)

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense_client import Unavailable
 from sendense_ctl.connection import Gateway
 from sendense_ctl.output import console, printable
 
@@ -38,9 +39,7 @@ def watch(gateway: Gateway, channel: grpc.Channel, backup_id: str) -> Iterator[b
                 yield backup
                 if backup.status in FINAL:
                     return
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
+        except Unavailable:
             broken_since = broken_since or time.monotonic()
             if time.monotonic() - broken_since > RECONNECT_SECONDS:
                 raise
