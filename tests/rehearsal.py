@@ -9,6 +9,7 @@ is a block that is wrong in the layer, at a tenth of the price of a whole node.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -168,6 +169,10 @@ class Rehearsal:
         (found,) = await self.agent.list_vms(vm)
         return found.ref
 
+    def set(self, **values: object) -> None:
+        """Changes settings of the backup service."""
+        self.runtime = dataclasses.replace(self.runtime, settings=self.runtime.settings.model_copy(update=dict(values)))
+
     def holder(self, job_id: str, attempt: int = 1) -> Holder:
         """Returns a holder, as a job's execution has it."""
         return Holder(job_id, attempt)
@@ -177,14 +182,17 @@ class Rehearsal:
         (job,), _ = await self.catalogue.jobs.page(JobFilter(), 1, "")
         return (await self.catalogue.log.page(job.backup_id, 1000, ""))[0]
 
-    async def back_up(self, vm: str, ref: VmRef, requested: str = INCREMENTAL, **hooks: Any) -> Job:
+    async def back_up(
+        self, vm: str, ref: VmRef, requested: str = INCREMENTAL, *, frozen: Any = None, **options: Any
+    ) -> Job:
         """Runs a backup to its end and returns the job; a failed one is released as the service does it.
 
         Args:
             vm: Its name.
             ref: Its identity.
             requested: `full` or `incremental`.
-            hooks: `frozen`: called when the snapshot is made, with its managed object id.
+            frozen: Called when the snapshot is made, with its managed object id.
+            options: Of the start: `quiesce`, `exclude_disks`.
         """
         new = NewJob(
             vm_name=vm,
@@ -192,7 +200,7 @@ class Rehearsal:
             agent_id="lab",
             requested_type=requested,
             repository=REPOSITORY,
-            quiesce=False,
+            **{"quiesce": False, **options},
         )
         job, _ = await self.catalogue.admission.admit(new)
         attempt = await self.catalogue.running.claim(job.backup_id)
@@ -200,7 +208,7 @@ class Rehearsal:
         work = Work(self.runtime, job.backup_id, attempt)
         await self.catalogue.running.start(job.backup_id, attempt)
         try:
-            await self._steps(work, vm, **hooks)
+            await self._steps(work, vm, frozen)
         except SendenseError as error:
             await work.log("error", "failed", str(error), reason=error.reason)
             await work.set_job(error_reason=error.reason, error_message=error.message)
@@ -210,7 +218,7 @@ class Rehearsal:
             await self.catalogue.running.end(job.backup_id, attempt, COMPLETED)
         return await self.catalogue.running.read(job.backup_id)
 
-    async def _steps(self, work: Work, vm: str, frozen: Any = None) -> None:
+    async def _steps(self, work: Work, vm: str, frozen: Any) -> None:
         for step in (steps.INSPECT, steps.CHECK, steps.CHANGE_TRACKING):
             await step.do(work)
         outcome = await steps.SNAPSHOT.do(work)

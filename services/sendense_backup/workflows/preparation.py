@@ -20,6 +20,8 @@ from sendense_rpc.errors import Kind, RemoteError, SendenseError
 log = structlog.get_logger()
 
 EXCLUDED = "excluded by the caller"
+SHARED = ("disk on a shared bus", "disk shared by several writers")
+"""Why the agent skips a disk that keeps vCenter from making any snapshot of the VM."""
 FORGOTTEN_AFTER = timedelta(hours=24)
 """A snapshot of this installation whose job the catalogue does not know (it was restored, or lost) goes after this."""
 _ANY_ATTEMPT = 1 << 40
@@ -56,13 +58,13 @@ def _check_excluded(job: Job, disks: tuple[Disk, ...]) -> None:
     """Refuses names of disks that the VM does not have: a slip of the pen must not back up what was to be left out.
 
     Raises:
-        CannotBackUp: DISK_NOT_FOUND.
+        CannotBackUp: UNKNOWN_DISK.
     """
     for name in sorted(job.exclude_disks):
         if not any(name in _names(disk) for disk in disks):
             raise CannotBackUp(
                 f"'{job.vm_name}' has no disk '{name}' to leave out; it has {', '.join(disk.label for disk in disks)}",
-                reason="DISK_NOT_FOUND",
+                reason="UNKNOWN_DISK",
                 help_text="Name a disk by its label, its device key or its uuid.",
                 metadata={"vm_name": job.vm_name, "disk": name},
             )
@@ -92,6 +94,14 @@ async def check(work: Work) -> Outcome:
             f"'{job.vm_name}' has no disk that can be backed up ({listed or 'it has no disks'})",
             reason="NO_DISKS",
             help_text="Independent disks and physical RDMs cannot be snapshotted: change their mode.",
+            metadata=facts,
+        )
+    shared = [disk.label for disk in vm.disks if disk.skip_reason in SHARED]
+    if shared:
+        raise CannotBackUp(
+            f"'{job.vm_name}' shares {', '.join(shared)} with other VMs: vCenter makes no snapshot of such a VM",
+            reason="DISK_SHARED",
+            help_text="Back up the shared disks from within the guest, or take them off the VM.",
             metadata=facts,
         )
     if vm.snapshot_count > settings.max_snapshots:

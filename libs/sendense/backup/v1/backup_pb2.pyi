@@ -281,7 +281,7 @@ class StartBackupRequest(_message.Message):
     @_builtins.property
     def exclude_disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Disks to leave out, each by its label (`Hard disk 2`), device key (`2001`) or uuid. A disk that the VM does not have fails
-        the backup (DISK_NOT_FOUND). A disk that was left out is read fully when it is in again.
+        the backup (UNKNOWN_DISK). A disk that was left out is read fully when it is in again.
         """
 
     def __init__(
