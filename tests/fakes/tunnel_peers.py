@@ -14,10 +14,20 @@ def _not_found(what: str) -> SendenseError:
     return SendenseError(f"no {what}", kind=Kind.NOT_FOUND, reason=f"{what.upper()}_NOT_FOUND")
 
 
-def _unused() -> SendenseError:
-    return SendenseError("not part of this fake", kind=Kind.UNIMPLEMENTED, reason="UNIMPLEMENTED")
+def _the_rest_fails(cls: Any) -> Any:
+    """Gives a fake the RPCs of its port that the tunnel does not call: they fail the test."""
+    (port,) = cls.__bases__
+
+    async def unused(self: Any, request: Any, context: Any) -> Any:
+        raise AssertionError(f"{port.__name__}: an RPC that the tunnel does not use was called")
+
+    for name in vars(port):
+        if name[0].isupper() and name not in vars(cls):
+            setattr(cls, name, unused)
+    return cls
 
 
+@_the_rest_fails
 class AgentRegistryFake(access_pb2_grpc.AgentRegistryServiceServicer):
     """Knows the keys that a test enrolled: `keys[public key without comment] = agent id`."""
 
@@ -33,15 +43,6 @@ class AgentRegistryFake(access_pb2_grpc.AgentRegistryServiceServicer):
             raise _not_found("agent")
         return access_pb2.Agent(agent_id=self.keys[key], public_key=key)
 
-    async def EnrollAgent(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
-    async def ListAgents(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
-    async def RemoveAgent(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
     def service(self) -> Service:
         async def healthy() -> None:
             return
@@ -54,6 +55,7 @@ class AgentRegistryFake(access_pb2_grpc.AgentRegistryServiceServicer):
         return Service("access", [servicer], healthy)
 
 
+@_the_rest_fails
 class ExportCatalogueFake(exports_pb2_grpc.ExportServiceServicer):
     """Knows the leases that a test gave: `leases[export name] = agent id`."""
 
@@ -64,21 +66,6 @@ class ExportCatalogueFake(exports_pb2_grpc.ExportServiceServicer):
         if request.export_name not in self.leases:
             raise _not_found("export")
         return exports_pb2.Export(export_name=request.export_name, agent_id=self.leases[request.export_name])
-
-    async def CreateFileExport(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
-    async def CreateBlockExport(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
-    async def ListExports(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
-    async def DeleteExport(self, request: Any, context: Any) -> Any:
-        raise _unused()
-
-    async def ReloadExports(self, request: Any, context: Any) -> Any:
-        raise _unused()
 
     def service(self) -> Service:
         async def healthy() -> None:
