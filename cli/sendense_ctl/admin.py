@@ -74,7 +74,7 @@ def list_agents(json_: Json = False) -> None:
     gateway = open_gateway()
     with gateway.channel() as channel:
         stub = access_pb2_grpc.AgentRegistryServiceStub(channel)
-        answer = gateway.call(stub.ListAgents, access_pb2.ListAgentsRequest())
+        answer = gateway.call(stub.ListAgents, access_pb2.ListAgentsRequest(page_size=1000))
     if json_:
         print_json(answer)
         return
@@ -103,11 +103,17 @@ def create_token(
     subject: Annotated[str, typer.Option("--subject", help="Who it is for.")],
     role: Annotated[str, typer.Option("--role", help="viewer, restore, operator or admin.")],
     days: Annotated[int, typer.Option("--days", min=1, max=365, help="How long it is good.")] = 30,
+    vms: Annotated[list[str] | None, typer.Option("--vm", help="Only for this VM (name or uuid); repeatable.")] = None,
+    repositories: Annotated[
+        list[str] | None, typer.Option("--repository", help="Only for this repository; repeatable.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make a token. It is printed once and stored nowhere."""
     gateway = open_gateway()
-    request = access_pb2.CreateTokenRequest(subject=subject, role=role, lifetime_seconds=days * 24 * 3600)
+    request = access_pb2.CreateTokenRequest(
+        subject=subject, role=role, lifetime_seconds=days * 24 * 3600, vms=vms or [], repositories=repositories or []
+    )
     with gateway.channel() as channel:
         answer = gateway.call(access_pb2_grpc.AccessServiceStub(channel).CreateToken, request)
     if json_:
@@ -131,12 +137,13 @@ def list_tokens(json_: Json = False) -> None:
             t.token_id,
             t.subject,
             t.role,
+            ", ".join([*t.vms, *t.repositories]) or "all",
             moment(t.expires_at),
             moment(t.revoked_at) if t.HasField("revoked_at") else "good",
         ]
         for t in answer.tokens
     ]
-    print_table(["TOKEN", "SUBJECT", "ROLE", "UNTIL", "REVOKED"], rows, "No tokens were issued.")
+    print_table(["TOKEN", "SUBJECT", "ROLE", "LIMITED TO", "UNTIL", "REVOKED"], rows, "No tokens were issued.")
 
 
 @token.command("revoke")

@@ -54,6 +54,8 @@ GROUPS = (
     ("repository", "Where backups are kept.", "sendense_ctl.admin:repository"),
     ("agent", "Capture agents.", "sendense_ctl.admin:agent"),
     ("token", "Access tokens.", "sendense_ctl.admin:token"),
+    ("auth", "Why calls are let in or refused.", "sendense_ctl.access:auth"),
+    ("audit", "Who did what.", "sendense_ctl.access:audit"),
     ("config", "Which gateway is used, and why.", "sendense_ctl.explain:app"),
 )
 """Name, one line of help, and where the commands are, in the order of `--help`."""
