@@ -79,6 +79,23 @@ class LayerDesk:
         self._journals = journals
         self._reconciler = reconciler
 
+    async def open(self, holder: Holder, layer_id: str) -> PlacedLayer:
+        """Returns a layer that this job may write to now.
+
+        Raises:
+            LayerNotFound: There is no such layer.
+            ForeignLayer: It is another job's.
+            LayerSealed: It is sealed.
+            LayerPoisoned: It is unusable for good.
+            LayerDamaged: Its image is gone.
+        """
+        async with self._locks.hold(layer_lock(layer_id)):
+            placed = await self._open_partial(holder, layer_id)
+            files = placed.layer.files(placed.repository.path)
+            if not await asyncio.to_thread(files.partial.exists):
+                raise LayerDamaged(layer_id, f"its image {files.partial.name} is gone")
+            return placed
+
     async def set_areas(self, holder: Holder, layer_id: str, areas: Iterable[Extent]) -> FixedAreas:
         """Fixes what is to be copied; the same areas again are no error.
 

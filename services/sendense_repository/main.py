@@ -18,6 +18,7 @@ from sendense_db.requests import RequestLedger
 from sendense_repository.audit_servicer import AuditServicer
 from sendense_repository.config import RepositorySettings
 from sendense_repository.maintenance_servicer import MaintenanceServicer
+from sendense_repository.repositories import Repositories
 from sendense_repository.servicer import LayerServicer, PointServicer, RepositoryServicer
 from sendense_repository.store.tables import requests
 from sendense_repository.unbroken import Unbroken
@@ -49,7 +50,7 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                 ),
                 Servicer(
                     "sendense.repository.v1.LayerService",
-                    LayerServicer(parts.maker, parts.layers, parts.sealer, unbroken),
+                    LayerServicer(Repositories(parts), unbroken),
                     layer_pb2_grpc.add_LayerServiceServicer_to_server,
                 ),
                 Servicer(

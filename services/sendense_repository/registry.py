@@ -18,6 +18,7 @@ from sendense_repository.errors import (
 )
 from sendense_repository.options import RepositoryOptions
 from sendense_repository.records import RepositoryRecord
+from sendense_repository.storage_kinds import kind_of
 from sendense_repository.store import Catalogue
 
 log = structlog.get_logger()
@@ -48,7 +49,7 @@ class Registry:
         Raises:
             RepositoryNotFound: There is none.
         """
-        return await self._with_room(await self._find(id_or_name))
+        return await self._with_room(await self.find(id_or_name))
 
     async def use(self, id_or_name: str) -> RepositoryRecord:
         """Returns a repository whose root is there and carries its marker: files in it may be changed.
@@ -57,8 +58,8 @@ class Registry:
             RepositoryNotFound: There is none.
             RepositoryUnusable: Its root is missing or another's.
         """
-        record = await self._find(id_or_name)
-        await asyncio.to_thread(roots.require_marker, record.path, record.repository_id)
+        record = await self.find(id_or_name)
+        await asyncio.to_thread(kind_of(record.repository_type).require_usable, record.path, record.repository_id)
         return record
 
     async def use_for_backup(self, id_or_name: str) -> RepositoryRecord:
@@ -82,10 +83,12 @@ class Registry:
         Raises:
             RepositoryExists: The name, the directory or the repository is registered.
             RepositoryUnusable: The directory cannot keep backups.
+            InvalidValue: There is no such type.
         """
         async with self._registering:
             path = roots.normal_path(path)
             await self._refuse_known(name, path)
+            await asyncio.to_thread(kind_of(repository_type).require_fit, path)
             options = options or RepositoryOptions()
             reserve = self._reserve(options)
             room = await asyncio.to_thread(roots.probe, path, reserve)
@@ -165,7 +168,12 @@ class Registry:
         """Returns the error for a file system that ran full in the middle of a write."""
         return NoRoom(record.path, needed_bytes + self._reserve(record.options), roots.room(record.path).free)
 
-    async def _find(self, id_or_name: str) -> RepositoryRecord:
+    async def find(self, id_or_name: str) -> RepositoryRecord:
+        """Returns a repository as it was last looked at.
+
+        Raises:
+            RepositoryNotFound: There is none.
+        """
         record = await self._catalogue.repositories.find(id_or_name)
         if record is None:
             known = await self._catalogue.repositories.all()
@@ -181,7 +189,7 @@ class Registry:
 
     async def _with_room(self, record: RepositoryRecord) -> RepositoryRecord:
         try:
-            await asyncio.to_thread(roots.require_marker, record.path, record.repository_id)
+            await asyncio.to_thread(kind_of(record.repository_type).require_usable, record.path, record.repository_id)
             room = await asyncio.to_thread(roots.room, record.path)
         except (RepositoryUnusable, OSError) as error:
             log.warning("the room of a repository cannot be seen", name=record.name, error=str(error))

@@ -19,17 +19,16 @@ from sendense_db.columns import utc_now
 from sendense_repository import convert
 from sendense_repository.administration import Administration, Change
 from sendense_repository.chain import ChainViewer
-from sendense_repository.creation import LayerMaker, NewLayer
+from sendense_repository.creation import NewLayer
 from sendense_repository.deletion import Deleter
-from sendense_repository.errors import InvalidValue
+from sendense_repository.errors import InvalidValue, LayerNotFound
 from sendense_repository.integrity_view import IntegrityView
-from sendense_repository.layer import LayerDesk
 from sendense_repository.options import RepositoryOptions
 from sendense_repository.point import NewPoint, PlacedPoint, PointDesk
 from sendense_repository.records import LayerRecord, RepositoryRecord
 from sendense_repository.registry import Registry
+from sendense_repository.repositories import Repositories
 from sendense_repository.scan import Scanner
-from sendense_repository.sealing import Sealer
 from sendense_repository.unbroken import Unbroken
 from sendense_rpc.identity import current_limits
 from sendense_rpc.limits import OutsideLimits
@@ -141,10 +140,8 @@ class RepositoryServicer(repository_pb2_grpc.RepositoryServiceServicer):
 class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
     """Implements LayerService."""
 
-    def __init__(self, maker: LayerMaker, desk: LayerDesk, sealer: Sealer, unbroken: Unbroken) -> None:
-        self._maker = maker
-        self._desk = desk
-        self._sealer = sealer
+    def __init__(self, repositories: Repositories, unbroken: Unbroken) -> None:
+        self._repositories = repositories
         self._unbroken = unbroken
 
     async def CreateLayer(self, request: layer_pb2.CreateLayerRequest, context: Any) -> layer_pb2.Layer:
@@ -159,7 +156,8 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
             change_id=request.change_id,
             estimated_bytes=max(0, request.estimated_bytes),
         )
-        work = self._maker.create(convert.holder(request.holder), wanted)
+        repository = await self._repositories.open(request.repository_id)
+        work = repository.create_layer(convert.holder(request.holder), wanted)
         return convert.placed_layer(await self._unbroken.run(work))
 
     async def SetAreas(
@@ -180,7 +178,8 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
         if not complete:
             # The caller died in the middle: fewer areas than meant would make a wrong increment.
             raise InvalidValue("last", "the stream ended before its last message; nothing was fixed")
-        work = self._desk.set_areas(convert.holder(first.holder), first.layer_id, areas)
+        repository = await self._repositories.of_layer(first.layer_id)
+        work = repository.set_areas(convert.holder(first.holder), first.layer_id, areas)
         fixed = await self._unbroken.run(work)
         return layer_pb2.Areas(count=fixed.count, total_bytes=fixed.total_bytes, digest=fixed.digest)
 
@@ -189,21 +188,25 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
     ) -> AsyncIterator[layer_pb2.AreaPage]:
         """Streams what is still to be copied."""
         del context
-        remaining = await self._desk.remaining(request.layer_id)
+        repository = await self._repositories.of_layer(request.layer_id)
+        remaining = await repository.remaining_areas(request.layer_id)
         for start in range(0, len(remaining), PAGE_AREAS):
             yield convert.page(remaining[start : start + PAGE_AREAS])
 
     async def AppendJournal(self, request: layer_pb2.AppendJournalRequest, context: Any) -> layer_pb2.JournalState:
         """Commits a flushed batch."""
         del context
-        work = self._desk.append(convert.holder(request.holder), request.layer_id, request.sequence, request.entries)
+        holder, layer_id = convert.holder(request.holder), request.layer_id
+        repository = await self._repositories.of_layer(layer_id)
+        work = repository.append_journal(holder, layer_id, request.sequence, request.entries)
         position = await self._unbroken.run(work)
         return layer_pb2.JournalState(last_sequence=position.last_sequence, journaled_bytes=position.journaled_bytes)
 
     async def SealLayer(self, request: layer_pb2.SealLayerRequest, context: Any) -> layer_pb2.Layer:
         """Seals a layer."""
         del context
-        work = self._sealer.seal(convert.holder(request.holder), request.layer_id, request.reason)
+        repository = await self._repositories.of_layer(request.layer_id)
+        work = repository.seal_layer(convert.holder(request.holder), request.layer_id, request.reason)
         return convert.placed_layer(await self._unbroken.run(work))
 
     async def DiscardLayer(
@@ -211,7 +214,11 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
     ) -> layer_pb2.DiscardLayerResponse:
         """Removes a layer that belongs to no point."""
         del context
-        await self._unbroken.run(self._desk.discard(convert.holder(request.holder), request.layer_id))
+        try:
+            repository = await self._repositories.of_layer(request.layer_id)
+        except LayerNotFound:
+            return layer_pb2.DiscardLayerResponse()
+        await self._unbroken.run(repository.discard_layer(convert.holder(request.holder), request.layer_id))
         return layer_pb2.DiscardLayerResponse()
 
 

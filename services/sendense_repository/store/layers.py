@@ -52,6 +52,10 @@ class Layers:
         """Returns the layers of a repository that belong to no point: of running backups, or left by a crash."""
         return await self._fetch(_living().where(table.c.repository_id == repository_id, table.c.point_id.is_(None)))
 
+    async def sealed(self, repository_id: str) -> list[LayerRecord]:
+        """Returns the sealed layers of a repository, oldest first."""
+        return await self._fetch(_living().where(table.c.repository_id == repository_id, table.c.state == "sealed"))
+
     async def names(self, repository_id: str, vm_uuid: str, disk_id: int) -> frozenset[str]:
         """Returns the names that a disk's layers have or ever had."""
         query = select(table.c.relative_path).where(
