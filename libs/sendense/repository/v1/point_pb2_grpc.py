@@ -106,8 +106,9 @@ class PointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeletePoint(self, request, context):
-        """DeletePoint removes a restore point: its layers first, then its rows. FAILED_PRECONDITION: HAS_DEPENDANTS names the
-        points that build on it unless `cascade` removes them too; POINT_LEASED names who reads it. Nothing changes on refusal.
+        """DeletePoint deletes a restore point as MaintenanceService.StartDeletion does, and answers when it is done: layers that kept
+        points build on are merged into theirs; with `cascade` those points go too. FAILED_PRECONDITION: POINT_LEASED names who
+        reads it. Nothing changes on refusal. Merging may take long: prefer StartDeletion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,8 +44,9 @@ class PointServiceStub:
     GetChains: _grpc.UnaryUnaryMultiCallable[_point_pb2.GetChainsRequest, _point_pb2.GetChainsResponse]
     """GetChains returns a VM's chains, newest first per disk, with their layers, oldest first."""
     DeletePoint: _grpc.UnaryUnaryMultiCallable[_point_pb2.DeletePointRequest, _point_pb2.DeletePointResponse]
-    """DeletePoint removes a restore point: its layers first, then its rows. FAILED_PRECONDITION: HAS_DEPENDANTS names the
-    points that build on it unless `cascade` removes them too; POINT_LEASED names who reads it. Nothing changes on refusal.
+    """DeletePoint deletes a restore point as MaintenanceService.StartDeletion does, and answers when it is done: layers that kept
+    points build on are merged into theirs; with `cascade` those points go too. FAILED_PRECONDITION: POINT_LEASED names who
+    reads it. Nothing changes on refusal. Merging may take long: prefer StartDeletion.
     """
     LeasePoint: _grpc.UnaryUnaryMultiCallable[_point_pb2.LeasePointRequest, _point_pb2.Lease]
     """LeasePoint keeps a point from being merged or deleted while somebody reads it; renews an own lease."""
@@ -68,8 +69,9 @@ class PointServiceAsyncStub(PointServiceStub):
     GetChains: _aio.UnaryUnaryMultiCallable[_point_pb2.GetChainsRequest, _point_pb2.GetChainsResponse]  # type: ignore[assignment]
     """GetChains returns a VM's chains, newest first per disk, with their layers, oldest first."""
     DeletePoint: _aio.UnaryUnaryMultiCallable[_point_pb2.DeletePointRequest, _point_pb2.DeletePointResponse]  # type: ignore[assignment]
-    """DeletePoint removes a restore point: its layers first, then its rows. FAILED_PRECONDITION: HAS_DEPENDANTS names the
-    points that build on it unless `cascade` removes them too; POINT_LEASED names who reads it. Nothing changes on refusal.
+    """DeletePoint deletes a restore point as MaintenanceService.StartDeletion does, and answers when it is done: layers that kept
+    points build on are merged into theirs; with `cascade` those points go too. FAILED_PRECONDITION: POINT_LEASED names who
+    reads it. Nothing changes on refusal. Merging may take long: prefer StartDeletion.
     """
     LeasePoint: _aio.UnaryUnaryMultiCallable[_point_pb2.LeasePointRequest, _point_pb2.Lease]  # type: ignore[assignment]
     """LeasePoint keeps a point from being merged or deleted while somebody reads it; renews an own lease."""
@@ -119,8 +121,9 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _point_pb2.DeletePointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_point_pb2.DeletePointResponse, _abc.Awaitable[_point_pb2.DeletePointResponse]]:
-        """DeletePoint removes a restore point: its layers first, then its rows. FAILED_PRECONDITION: HAS_DEPENDANTS names the
-        points that build on it unless `cascade` removes them too; POINT_LEASED names who reads it. Nothing changes on refusal.
+        """DeletePoint deletes a restore point as MaintenanceService.StartDeletion does, and answers when it is done: layers that kept
+        points build on are merged into theirs; with `cascade` those points go too. FAILED_PRECONDITION: POINT_LEASED names who
+        reads it. Nothing changes on refusal. Merging may take long: prefer StartDeletion.
         """
 
     @_abc_1.abstractmethod

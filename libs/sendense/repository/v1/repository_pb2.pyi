@@ -198,7 +198,7 @@ class CreateRepositoryRequest(_message.Message):
     name: _builtins.str
     """Unique name: lower-case letters, digits and dashes."""
     repository_type: _builtins.str
-    """`local`."""
+    """`local`, or `nfs` for a directory on a mounted network file system."""
     path: _builtins.str
     """Absolute path of an existing, empty directory, or of a repository of ours."""
     request_id: _builtins.str
