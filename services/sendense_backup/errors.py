@@ -389,3 +389,16 @@ class OperationFailed(SendenseError):
             help=f"Look at its log: sendense-ctl job log --job-id {operation.operation_id}",
             metadata={"job_id": operation.operation_id},
         )
+
+
+class PointNotImportable(SendenseError):
+    """Storage has no whole restore point of that id, and the catalogue does not know it."""
+
+    def __init__(self, backup_id: str, repository: str) -> None:
+        super().__init__(
+            f"repository '{repository}' holds no whole restore point '{backup_id}'",
+            kind=Kind.NOT_FOUND,
+            reason="POINT_NOT_FOUND",
+            help="Look what a scan says of it: sendense-ctl repository scan",
+            metadata={"backup_id": backup_id, "repository": repository},
+        )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from sendense.backup.v1 import backup_pb2_grpc, job_pb2_grpc, policy_pb2_grpc
+from sendense.backup.v1 import backup_pb2_grpc, import_pb2_grpc, job_pb2_grpc, policy_pb2_grpc
 from sendense_backup.backups import Backups
 from sendense_backup.clients.agents import Agents
 from sendense_backup.clients.exports import ExportsClient
 from sendense_backup.clients.maintenance import MaintenanceClient
+from sendense_backup.clients.rebuild import RebuildClient
 from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
+from sendense_backup.import_points import Importer
+from sendense_backup.import_servicer import ImportServicer
 from sendense_backup.job_servicer import JobServicer
 from sendense_backup.jobs import Jobs
 from sendense_backup.policies import Policies
@@ -85,6 +88,11 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
                     "sendense.backup.v1.PolicyService",
                     PolicyServicer(Policies(runtime, scheduler)),
                     policy_pb2_grpc.add_PolicyServiceServicer_to_server,
+                ),
+                Servicer(
+                    "sendense.backup.v1.ImportService",
+                    ImportServicer(Importer(catalogue, runtime.repository, RebuildClient(repository_peer))),
+                    import_pb2_grpc.add_ImportServiceServicer_to_server,
                 ),
                 Servicer(
                     "sendense.backup.v1.VmService",

@@ -193,6 +193,24 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPoint:
+    """A restore point as storage describes it; `reasons` and `copied_bytes` are of its layers, in their order."""
+
+    backup_id: str
+    vm_uuid: str
+    vm_name: str
+    vm_context_id: str
+    sequence: int
+    snapshot_at: datetime | None
+    committed_at: datetime
+    previous_backup_id: str
+    hardware_json: str
+    layers: tuple[Layer, ...]
+    reasons: tuple[str, ...]
+    copied_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """A full and the increments on it, of one disk."""
 

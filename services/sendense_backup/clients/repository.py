@@ -119,7 +119,7 @@ class RepositoryClient:
             parent_layer_id=new.parent_layer_id,
             change_id=new.change_id,
         )
-        return _layer(await self._peer.call(self._layers.CreateLayer, request, timeout=60.0))
+        return to_layer(await self._peer.call(self._layers.CreateLayer, request, timeout=60.0))
 
     async def set_areas(self, layer_id: str, holder: Holder, pages: AsyncIterator[list[tuple[int, int]]]) -> Areas:
         """Fixes what is to be copied. An error of `pages` is raised as it is, and nothing is fixed."""
@@ -152,7 +152,7 @@ class RepositoryClient:
     async def seal_layer(self, layer_id: str, holder: Holder, reason: str) -> Layer:
         """Checks a layer and makes it durable and read-only."""
         request = layer_pb2.SealLayerRequest(holder=_holder(holder), layer_id=layer_id, reason=reason)
-        return _layer(await self._peer.call(self._layers.SealLayer, request, timeout=SEAL_SECONDS))
+        return to_layer(await self._peer.call(self._layers.SealLayer, request, timeout=SEAL_SECONDS))
 
     async def sample_uncopied(
         self, layer_id: str, *, blocks: int, share: float, slices: int, seed: int
@@ -209,7 +209,7 @@ class RepositoryClient:
                 total_backups=each.total_backups,
                 total_size_bytes=each.total_size_bytes,
                 current=each.current,
-                layers=tuple(_layer(layer) for layer in each.layers),
+                layers=tuple(to_layer(layer) for layer in each.layers),
             )
             for each in answer.chains
         ]
@@ -235,7 +235,8 @@ def _timestamp(moment: datetime | None) -> Timestamp | None:
     return stamp
 
 
-def _layer(layer: layer_pb2.Layer) -> Layer:
+def to_layer(layer: layer_pb2.Layer) -> Layer:
+    """Returns a layer as the repository describes it."""
     return Layer(
         layer_id=layer.layer_id,
         disk_id=layer.disk_id,
@@ -256,5 +257,5 @@ def _layer(layer: layer_pb2.Layer) -> Layer:
 
 
 def _point(point: point_pb2.Point) -> Point:
-    layers = tuple(_layer(each) for each in point.layers)
+    layers = tuple(to_layer(each) for each in point.layers)
     return Point(point.backup_id, point.repository_id, point.vm_uuid, layers, point.hardware_json)

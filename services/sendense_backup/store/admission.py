@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.model import PENDING, Job, Repository, VmRef
+from sendense_backup.store.imports import UNKNOWN_VCENTER
 from sendense_backup.store.one_job import refuse_second_job
 from sendense_backup.store.rows import SELECT_JOBS, to_job
 from sendense_backup.store.tables import contexts, jobs
@@ -117,6 +118,13 @@ class Admission:
     async def _context(self, connection: AsyncConnection, new: NewJob, moment: datetime) -> str:
         mine = (contexts.c.vcenter_uuid == new.ref.vcenter_uuid) & (contexts.c.vm_uuid == new.ref.vm_uuid)
         found = await connection.scalar(select(contexts.c.context_id).where(mine))
+        if found is None:
+            # An imported VM, whose vCenter storage did not say, is this one's from now on.
+            imported = (contexts.c.vcenter_uuid == UNKNOWN_VCENTER) & (contexts.c.vm_uuid == new.ref.vm_uuid.lower())
+            await connection.execute(
+                update(contexts).where(imported).values(vcenter_uuid=new.ref.vcenter_uuid, vm_uuid=new.ref.vm_uuid)
+            )
+            found = await connection.scalar(select(contexts.c.context_id).where(mine))
         if found is not None:
             await connection.execute(
                 update(contexts)

@@ -11,6 +11,7 @@ from sendense_backup.store.admission import Admission
 from sendense_backup.store.all_jobs import AllJobs
 from sendense_backup.store.contexts import Contexts
 from sendense_backup.store.history import History
+from sendense_backup.store.imports import Imports
 from sendense_backup.store.job_log import JobLog
 from sendense_backup.store.jobs import Jobs
 from sendense_backup.store.leases import Leases
@@ -40,6 +41,7 @@ class Catalogue:
         policies: Policies and their runs.
         schedules: When the service's own work is due.
         history: VMs' earlier backups.
+        imports: Backups that only storage knew.
     """
 
     def __init__(self, url: str) -> None:
@@ -62,6 +64,7 @@ class Catalogue:
         self.policies = Policies(database)
         self.schedules = Schedules(database)
         self.history = History(database)
+        self.imports = Imports(database)
 
     async def close(self) -> None:
         """Closes all connections."""

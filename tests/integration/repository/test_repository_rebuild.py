@@ -1,0 +1,295 @@
+"""Scan and rebuild: storage against catalogue both ways; whole points come back, nothing else, nothing is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from repository_rig import CONTEXT, VM, Rig, noise, open_rig, tree
+
+from sendense_blockio.extents import Extent
+from sendense_repository import documents
+from sendense_repository.errors import LayerDamaged, PointNotFound, RepositoryUnusable
+from sendense_repository.layout import MARKER_NAME, point_file
+from sendense_repository.options import RepositoryOptions
+from sendense_repository.parentage import SIDECAR_KIND
+from sendense_repository.records import Holder, PlacedLayer
+from sendense_repository.scan import Report
+from sendense_repository.upkeep import Upkeep, build_upkeep
+
+OTHER_VM = "564d8a2c-9999-2222-3333-0123456789ab"
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with open_rig(tmp_path / "first") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def second(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A catalogue that knows nothing of the first one's repository."""
+    async with AsyncExitStack() as stack:
+        yield await stack.enter_async_context(open_rig(tmp_path / "second"))
+
+
+async def scan(rig: Rig) -> Report:
+    return await build_upkeep(rig.parts).scanner.scan("local")
+
+
+def kinds(report: Report) -> dict[str, str]:
+    """Of each finding the file's name and the kind."""
+    return {Path(each.path).name: each.kind for each in report.findings}
+
+
+async def take_over(second: Rig, first: Rig) -> Upkeep:
+    """Registers the first one's repository, as it is on storage, in the second catalogue, under the name `old`."""
+    await second.parts.registry.create("old", "local", first.root)
+    return build_upkeep(second.parts)
+
+
+async def test_a_clean_repository_agrees_with_its_catalogue(rig: Rig) -> None:
+    await rig.chain_of(3)
+    before = tree(rig.root)
+
+    report = await scan(rig)
+
+    assert (report.agreed, report.importable, report.findings) == (3, [], [])
+    assert tree(rig.root) == before
+
+
+async def test_a_lost_catalogue_is_rebuilt_from_storage_alone(rig: Rig, second: Rig) -> None:
+    layers, disks = await rig.chain_of(4)
+    before = tree(rig.root)
+    upkeep = await take_over(second, rig)
+    report = await upkeep.scanner.scan("old")
+    assert [each.record.backup_id for each in report.importable] == [f"job-{number}" for number in range(4)]
+
+    adopted = await upkeep.rebuilder.adopt("old", [each.record.backup_id for each in report.importable], {})
+
+    assert adopted == [f"job-{number}" for number in range(4)]
+    for number in range(4):
+        mine = await second.parts.points.get(f"job-{number}")
+        theirs = await rig.parts.points.get(f"job-{number}")
+        assert mine.point == theirs.point
+        assert [layer.layer_id for layer in mine.layers] == [layer.layer_id for layer in theirs.layers]
+        assert mine.layers[0].digest == theirs.layers[0].digest
+    (chain,) = await second.parts.chains.of_context(CONTEXT)
+    assert (len(chain.layers), chain.current) == (4, True)
+    assert tree(rig.root) == before
+    again = await upkeep.scanner.scan("old")
+    assert (again.agreed, again.importable, again.findings) == (4, [], [])
+    assert await upkeep.rebuilder.adopt("old", ["job-0"], {}) == []
+    # The chain goes on: the next increment builds on the imported point.
+    second.root = rig.root
+    wanted = await second.parts.points.latest("old", VM)
+    assert wanted.layers[0].layer_id == layers[3].layer.layer_id
+    assert rig.content(layers[3]) == disks[3]
+
+
+async def test_a_merged_layer_is_imported_under_the_names_that_storage_gives_it(rig: Rig, second: Rig) -> None:
+    layers, disks = await rig.chain_of(4)
+    await rig.parts.deleter.delete(Holder("delete", 1), ["job-1", "job-2"], cascade=False)
+    upkeep = await take_over(second, rig)
+
+    await upkeep.rebuilder.adopt("old", ["job-3", "job-0"], {"job-3": "ctx-other", "job-0": "ctx-other"})
+
+    assert (await second.parts.points.get("job-3")).point.vm_context_id == "ctx-other"
+    verification = await upkeep.verification.start("v", "job-3", bytes_per_second=0, max_age_seconds=0)
+    assert verification.state == "running"
+    async with asyncio.timeout(60):
+        async for record in upkeep.verification.watch("v"):
+            last = record
+    assert last.state == "done"
+    assert (await upkeep.integrity.of_point((await second.parts.points.get("job-3")).point)).state == "verified"
+    assert rig.content(layers[3]) == disks[3]
+
+
+async def test_an_uncommitted_layer_is_never_imported(rig: Rig, second: Rig) -> None:
+    layers, disks = await rig.chain_of(2)
+    await rig.sealed("job-2", disks[1], [Extent(0, 65536)], parent=layers[1].layer.layer_id)
+    await rig.written("job-3", disks[1], [Extent(0, 65536)], parent=layers[1].layer.layer_id)
+    upkeep = await take_over(second, rig)
+
+    report = await upkeep.scanner.scan("old")
+
+    assert [each.record.backup_id for each in report.importable] == ["job-0", "job-1"]
+    assert {each.kind for each in report.findings} == {"uncommitted"}
+    with pytest.raises(PointNotFound):
+        await upkeep.rebuilder.adopt("old", ["job-2"], {})
+
+
+async def test_a_point_is_not_imported_without_what_it_builds_on(rig: Rig, second: Rig) -> None:
+    await rig.chain_of(2)
+    upkeep = await take_over(second, rig)
+    with pytest.raises(LayerDamaged, match="job-0"):
+        await upkeep.rebuilder.adopt("old", ["job-1"], {})
+    with pytest.raises(PointNotFound):
+        await second.parts.points.get("job-1")
+
+
+async def test_row_22_a_catalogue_ahead_of_storage_is_reported(rig: Rig) -> None:
+    layers, _ = await rig.chain_of(3)
+    point_file(rig.root, VM, "job-2").unlink()
+    layers[1].layer.files(rig.root).journal.unlink()
+
+    report = await scan(rig)
+
+    assert kinds(report) == {"job-2.json": "missing", layers[1].layer.files(rig.root).journal.name: "damaged"}
+    assert report.agreed == 1
+    assert (await rig.parts.points.get("job-2")).point.backup_id == "job-2"
+
+
+async def test_row_22_unknown_files_are_reported_and_left_alone(rig: Rig) -> None:
+    await rig.chain_of(1)
+    foreign = [
+        rig.root / "notes.txt",
+        rig.root / VM / "photo.jpg",
+        rig.root / VM / "disk-0" / "mine.qcow2",
+        rig.root / VM / "disk-0" / "incr-20200101-000000.qcow2",
+        rig.root / VM / ".new-left",
+    ]
+    for path in foreign:
+        path.write_bytes(b"somebody's")
+    (rig.root / VM / "disk-0" / "link").symlink_to("/etc")
+
+    report = await scan(rig)
+
+    assert kinds(report) == {
+        "notes.txt": "unknown",
+        "photo.jpg": "unknown",
+        "mine.qcow2": "unknown",
+        "link": "unknown",
+        "incr-20200101-000000.qcow2": "uncommitted",
+        ".new-left": "leftover",
+    }
+    assert all(path.read_bytes() == b"somebody's" for path in foreign)
+
+
+def _cut_sidecar(rig: Rig, layer: PlacedLayer) -> str:
+    path = layer.layer.files(rig.root).sidecar
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path.name
+
+
+def _newer_sidecar(rig: Rig, layer: PlacedLayer) -> str:
+    path = layer.layer.files(rig.root).sidecar
+    document = json.loads(path.read_text()) | {"format": 2}
+    document["digest"] = documents.digest_of(document)
+    path.unlink()
+    path.write_text(json.dumps(document))
+    return path.name
+
+
+def _removed_image(rig: Rig, layer: PlacedLayer) -> str:
+    path = layer.layer.files(rig.root).sealed
+    path.unlink()
+    return path.name
+
+
+def _foreign_backing(rig: Rig, layer: PlacedLayer) -> str:
+    path = layer.layer.files(rig.root).sealed
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"full-")
+    content[place : place + 5] = b"/etc/"
+    path.write_bytes(content)
+    return path.name
+
+
+def _json_backing(rig: Rig, layer: PlacedLayer) -> str:
+    path = layer.layer.files(rig.root).sealed
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"full-")
+    content[place : place + 5] = b"json:"
+    path.write_bytes(content)
+    return path.name
+
+
+@pytest.mark.parametrize("spoil", [_cut_sidecar, _newer_sidecar, _removed_image, _foreign_backing, _json_backing])
+async def test_bad_input_is_reported_by_name_and_siblings_are_imported(
+    rig: Rig, second: Rig, spoil: Callable[[Rig, PlacedLayer], str]
+) -> None:
+    layers, disks = await rig.chain_of(3)
+    other = await rig.backup("job-9", noise(len(disks[0]), 9))  # a full of its own, newer than the spoiled ones
+    name = spoil(rig, layers[1])
+    upkeep = await take_over(second, rig)
+
+    report = await upkeep.scanner.scan("old")
+
+    assert [each.record.backup_id for each in report.importable] == ["job-0", "job-9"]
+    refused = {each.backup_id: each for each in report.findings if each.kind == "unimportable"}
+    assert set(refused) == {"job-1", "job-2"}
+    assert any(name in each.path for each in report.findings)
+    assert await upkeep.rebuilder.adopt("old", ["job-0", "job-9"], {}) == ["job-0", "job-9"]
+    assert rig.content(layers[0]) == disks[0]
+    assert rig.content(other) == noise(len(disks[0]), 9)
+
+
+async def test_parents_that_lead_in_a_circle_are_refused(rig: Rig, second: Rig) -> None:
+    layers, disks = await rig.chain_of(3)
+    files = [layer.layer.files(rig.root) for layer in layers]
+    # Both increments claim the other as their parent, in sidecars and headers.
+    for mine, theirs in ((1, 2), (2, 1)):
+        document = json.loads(files[mine].sidecar.read_text())
+        document["parent"] = {
+            "layer_id": layers[theirs].layer.layer_id,
+            "name": files[theirs].sealed.name,
+            "digest": document["digest"],
+        }
+        document["supersedes"] = [layer.layer.digest for layer in layers]
+        content, _ = documents.encode(
+            SIDECAR_KIND, {key: value for key, value in document.items() if key not in {"format", "kind", "digest"}}
+        )
+        files[mine].sidecar.unlink()
+        files[mine].sidecar.write_bytes(content)
+    upkeep = await take_over(second, rig)
+
+    report = await upkeep.scanner.scan("old")
+
+    assert [each.record.backup_id for each in report.importable] == ["job-0"]
+    assert all(each.finding for each in report.findings)
+    assert {each.backup_id for each in report.findings if each.kind == "unimportable"} == {"job-1", "job-2"}
+    assert rig.content(layers[0]) == disks[0]
+
+
+async def test_a_points_file_of_another_repository_or_vm_is_refused(rig: Rig, second: Rig) -> None:
+    await rig.chain_of(1)
+    shutil.copytree(rig.root / VM, rig.root / OTHER_VM)
+    upkeep = await take_over(second, rig)
+
+    report = await upkeep.scanner.scan("old")
+
+    assert [each.record.vm_uuid for each in report.importable] == [VM]
+    assert "unimportable" in {each.kind for each in report.findings if each.path.startswith(OTHER_VM)}
+
+
+async def test_a_root_that_is_not_this_repositorys_is_not_scanned(rig: Rig) -> None:
+    await rig.chain_of(1)
+    (rig.root / MARKER_NAME).rename(rig.root / "away")
+    with pytest.raises(RepositoryUnusable, match="mounted"):
+        await scan(rig)
+
+
+async def test_a_forgotten_repository_can_be_registered_and_imported_again(rig: Rig) -> None:
+    layers, disks = await rig.chain_of(2)
+    upkeep = build_upkeep(rig.parts)
+    before = tree(rig.root)
+    await upkeep.administration.forget("local", forget_points=True)
+    assert await rig.parts.registry.all() == []
+
+    record = await rig.parts.registry.create("again", "local", rig.root, RepositoryOptions(reserve_bytes=7))
+    adopted = await upkeep.rebuilder.adopt("again", ["job-1", "job-0"], {})
+
+    assert (record.name, record.options.reserve_bytes) == ("again", 7)
+    assert adopted == ["job-0", "job-1"]
+    assert tree(rig.root) == before
+    assert (await rig.parts.points.latest("again", VM)).point.backup_id == "job-1"
+    assert rig.content(layers[1]) == disks[1]
