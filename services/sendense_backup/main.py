@@ -68,7 +68,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
         await stack.enter_async_context(engine)
         await stack.enter_async_context(Doorkeeper(runtime, engine))
         await stack.enter_async_context(Caretaker(runtime, engine))
-        scheduler = await stack.enter_async_context(Scheduler(runtime))
+        await stack.enter_async_context(Scheduler(runtime))
         backups, jobs = Backups(runtime), Jobs(runtime)
         yield Service(
             name=NAME,
@@ -86,7 +86,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
                 ),
                 Servicer(
                     "sendense.backup.v1.PolicyService",
-                    PolicyServicer(Policies(runtime, scheduler)),
+                    PolicyServicer(Policies(runtime)),
                     policy_pb2_grpc.add_PolicyServiceServicer_to_server,
                 ),
                 Servicer(

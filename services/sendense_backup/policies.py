@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from sendense_backup.errors import BadPageToken
 from sendense_backup.model import FULL, INCREMENTAL, KnownVm
 from sendense_backup.policy import Policy, PolicyRules, next_run
-from sendense_backup.scheduler import Scheduler
 from sendense_backup.store.history import VmHistory
 from sendense_backup.store.policies import PolicyRun
 from sendense_backup.workflows.runtime import Runtime
@@ -51,13 +50,11 @@ class Policies:
 
     Args:
         runtime: The parts.
-        scheduler: Takes up a run that is asked for now.
         clock: Tells the time; for tests.
     """
 
-    def __init__(self, runtime: Runtime, scheduler: Scheduler, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, runtime: Runtime, clock: Callable[[], datetime] = utc_now) -> None:
         self._runtime = runtime
-        self._scheduler = scheduler
         self._clock = clock
         self.catalogue = runtime.catalogue
 
@@ -88,7 +85,7 @@ class Policies:
         """Makes a run now."""
         policy = await self.catalogue.policies.get(wanted)
         run = await self.catalogue.policies.run_now(policy.policy_id, self._clock())
-        self._scheduler.wake.set()
+        self._runtime.tick.set()
         return run
 
     async def plan(self, wanted: str, vm_name: str, size: int, token: str) -> PolicyPlan:

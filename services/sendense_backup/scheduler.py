@@ -62,7 +62,6 @@ class Scheduler:
         self._catalogue = runtime.catalogue
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
-        self.wake = asyncio.Event()
         self.ticked_at: datetime | None = None
 
     async def __aenter__(self) -> Self:
@@ -76,14 +75,14 @@ class Scheduler:
 
     async def _run(self) -> None:
         while True:
-            self.wake.clear()
+            self._runtime.tick.clear()
             try:
                 await self.tick()
             except Exception:  # the catalogue may be away for a while: the next tick sees
                 log.exception("a tick of the scheduler failed")
             try:
                 async with asyncio.timeout(self._runtime.settings.tick_seconds):
-                    await self.wake.wait()
+                    await self._runtime.tick.wait()
             except TimeoutError:
                 continue
 

@@ -1,4 +1,4 @@
-"""`make demo`: a lab VM with two disks is backed up fully, then incrementally, and a file comes back.
+"""`make demo`: a lab VM with two disks is backed up fully, then incrementally, a file comes back, and a policy runs.
 
 Everything is real but the vCenter: the commands shown are those a person types, and every layer is compared with the
 snapshot that it was made from, byte for byte. A difference ends the demo with status 1. The figures go to
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,16 @@ from typing import Any
 import humanize
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sendense_node.running import NodeFailedError, RunningNode
 
 VM = "pgtest2"
 FILE = "/var/www/html/index.php"
+POLICY = "nightly"
+POLICY_SECONDS = 60.0
+"""How long the policy's run may take: it backs up a VM that has hardly changed."""
 
 console = Console(highlight=False)
 
@@ -75,7 +80,7 @@ class Demo:
 
     def show(self, *command: str) -> None:
         """Runs a command as a person would: printed first, its output where it belongs."""
-        console.print(f"[bold cyan]$ {' '.join(command)}[/]")
+        console.print(f"[bold cyan]$ {escape(shlex.join(command))}[/]")
         program = Path(sys.executable).parent / command[0]
         if subprocess.run([program, *command[1:]], env=self._node.environment, check=False).returncode:
             raise DemoFailedError(f"`{' '.join(command)}` failed; logs are in {self._node.home / 'log'}")
@@ -105,6 +110,29 @@ class Demo:
             reduction_percent=round(100 * (1 - moved / full.moved_bytes), 2) if full else 0.0,
             moved_per_changed=round(moved / changed, 4),
         )
+
+    def run_policy(self) -> None:
+        """Makes a policy, shows what it would do, runs it, and shows its jobs and the log of one."""
+        self.show(
+            *("sendense-ctl", "policy", "create", POLICY, "--cron", "30 1 * * *", "--vm", VM),
+            *("--time-zone", "Europe/Berlin", "--keep", "last=7", "--full-every-days", "7"),
+        )
+        self.show("sendense-ctl", "policy", "plan", POLICY)
+        self.show("sendense-ctl", "policy", "run", POLICY)
+        deadline = time.monotonic() + POLICY_SECONDS
+        while (run := self.ask("sendense-ctl", "policy", "runs", POLICY)["runs"][0])["status"] not in (
+            "completed",
+            "failed",
+        ):
+            if time.monotonic() > deadline:
+                raise DemoFailedError(f"the policy's run did not end: {run}")
+            time.sleep(0.3)
+        self.show("sendense-ctl", "policy", "runs", POLICY)
+        if run["summary"]["completed"] != 1:
+            raise DemoFailedError(f"the policy's run backed nothing up: {run}")
+        self.show("sendense-ctl", "job", "list", "--limit", "5")
+        newest = self.ask("sendense-ctl", "backup", "list", "--vm", VM)["backups"][0]
+        self.show("sendense-ctl", "job", "log", "--job-id", newest["backup_id"])
 
     def compare_layers(self, figures: Figures) -> None:
         """Compares each disk's layer with the snapshot that it was made from, byte for byte."""
@@ -160,6 +188,7 @@ def run(demo: Demo, disks: Sequence[str], share: float, work: Path) -> list[Figu
     increment = demo.back_up("incremental", full)
     demo.show("sendense-ctl", "backup", "chain", "--vm", VM)
     demo.restore_file(increment)
+    demo.run_policy()
     console.print("Comparing each layer with its snapshot …")
     for figures in (full, increment):
         demo.compare_layers(figures)

@@ -44,8 +44,8 @@ class VmHistory:
         known = (self.moved_bytes or {}).get(backup_type, [])
         if not known:
             return -1, "no such backup yet"
-        word = "fulls" if backup_type == FULL else "increments"
-        return int(median(known)), f"median of {len(known)} {word}"
+        word = ("full" if backup_type == FULL else "increment") + ("s" if len(known) > 1 else "")
+        return int(median(known)), f"median of the last {len(known)} {word}" if len(known) > 1 else f"the last {word}"
 
 
 class History:

@@ -123,7 +123,7 @@ async def _run(work: Work) -> None:
     await run(work, UNSNAPSHOT)
     await work.log("info", "end", "the backup is complete")
     await running.end(work.backup_id, work.attempt, COMPLETED)
-    work.runtime.place_free.set()
+    work.runtime.job_ended()
 
 
 async def _back_up_disk(work: Work, position: int) -> None:

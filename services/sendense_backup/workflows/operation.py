@@ -80,7 +80,7 @@ async def execute(operation_id: str, body: Body) -> str:
         try:
             return await _execute(runtime, operation_id, body)
         finally:
-            runtime.place_free.set()
+            runtime.job_ended()
 
 
 async def _execute(runtime: Runtime, operation_id: str, body: Body) -> str:

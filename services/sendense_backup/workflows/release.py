@@ -183,7 +183,7 @@ async def _end(work: Work) -> None:
         await work.set_job(error_reason=None, error_message=None)
     await work.log("info", "end", f"the backup ends as {status}")
     await work.catalogue.running.end(work.backup_id, work.attempt, status)
-    work.runtime.place_free.set()
+    work.runtime.job_ended()
 
 
 async def _made_a_point(work: Work) -> bool:

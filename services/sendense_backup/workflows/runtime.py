@@ -54,6 +54,13 @@ class Runtime:
     """Set when a job waits for its release: the caretaker then looks at once."""
     place_free: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a job was added to the line or left its place: the doorkeeper then looks at once."""
+    tick: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a run of a policy may go on: the scheduler then looks at once."""
+
+    def job_ended(self) -> None:
+        """Says that a job left its place: the next in line, and the run that it belongs to, go on at once."""
+        self.place_free.set()
+        self.tick.set()
 
     async def patiently(self, call: Callable[[], Awaitable[Value]], *, seconds: float | None = None) -> Value:
         """Repeats a call that fails for a passing reason.
