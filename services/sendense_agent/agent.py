@@ -27,6 +27,7 @@ from sendense_agent.vcenter import VCenter, VCenters
 from sendense_blockio.engine import Batch, CopyProgress
 from sendense_blockio.errors import ExtentError
 from sendense_blockio.extents import Extent, check, total
+from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
 
@@ -115,12 +116,31 @@ class Agent:
         self._looks: OrderedDict[tuple[VmRef, str, str], Look] = OrderedDict()
 
     async def list_vms(self, name: str) -> list[Vm]:
-        """Returns the VMs of all vCenters (of exactly this name, when one is given), by name."""
+        """Returns the VMs of all vCenters (of exactly this name, when one is given), by name.
+
+        A vCenter that fails is left out, and named in the log, as long as another one answers.
+
+        Raises:
+            SendenseError: All of them failed.
+        """
         vcenters = await self._vcenters.all()
-        lists = await asyncio.gather(
-            *(each.read("list VMs", lambda service: list_vms(service, name)) for each in vcenters)
+        answers = await asyncio.gather(
+            *(each.read("list VMs", lambda service: list_vms(service, name)) for each in vcenters),
+            return_exceptions=True,
         )
-        return sorted((vm for each in lists for vm in each), key=lambda vm: (vm.name, vm.vcenter_uuid, vm.moref))
+        found: list[Vm] = []
+        failures: list[SendenseError] = []
+        for vcenter, answer in zip(vcenters, answers, strict=True):
+            if isinstance(answer, SendenseError):
+                log.warning("a vCenter does not list its VMs", vcenter=vcenter.account.name, error=str(answer))
+                failures.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found += answer
+        if len(failures) == len(vcenters):
+            raise failures[0]
+        return sorted(found, key=lambda vm: (vm.name, vm.vcenter_uuid, vm.moref))
 
     async def inspect_vm(self, ref: VmRef) -> Vm:
         """Returns a VM with disks, hardware and room."""

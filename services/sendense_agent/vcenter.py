@@ -23,6 +23,7 @@ from pyVmomi import vim, vmodl
 from sendense_agent.accounts import Account, read_accounts
 from sendense_agent.certificate import Pin, check_server, find_pin
 from sendense_agent.errors import NoVCenter, VCenterFault, VCenterLoginRefused, VCenterUnavailable, VmNotFound
+from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
 
@@ -267,15 +268,15 @@ class VCenters:
 
         Raises:
             VmNotFound: None of them has it.
-            VCenterUnavailable: None of those that answer has it, and one does not answer.
+            SendenseError: None of those that answer has it, and this is why one does not answer.
         """
-        unavailable: VCenterUnavailable | None = None
+        unavailable: SendenseError | None = None
         for vcenter in await self.all():
             try:
                 if await vcenter.uuid() == uuid:
                     return vcenter
-            except VCenterUnavailable as error:
-                unavailable = error
+            except SendenseError as error:  # what is wrong with one vCenter must not stop another one's VMs
+                unavailable = unavailable or error
         raise unavailable or VmNotFound(uuid, vm_uuid)
 
     async def close(self) -> None:
