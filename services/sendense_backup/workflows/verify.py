@@ -22,7 +22,6 @@ from sendense_backup.workflows.durable import Outcome, Step, Workflow, run
 from sendense_backup.workflows.following import follow
 from sendense_backup.workflows.operation import OperationWork, execute
 
-
 CANCEL_SECONDS = 1.0
 """A running verification is asked this often whether it was cancelled."""
 
@@ -60,7 +59,7 @@ async def read(work: OperationWork) -> Outcome:
 
 async def _cancel_when_asked(work: OperationWork) -> None:
     """Passes a wish to cancel on to the repository, which may read for long without a word."""
-    while not (await work.operation()).cancel_requested:
+    while not (await work.operation()).cancel_requested:  # noqa: ASYNC110  # a row of the catalogue sets no event
         await asyncio.sleep(CANCEL_SECONDS)
     await work.runtime.patiently(lambda: work.runtime.maintenance.cancel_verification(work.job_id))
 
