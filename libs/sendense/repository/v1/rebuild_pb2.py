@@ -27,7 +27,7 @@ from sendense.access.v1 import options_pb2 as sendense_dot_access_dot_v1_dot_opt
 from sendense.repository.v1 import layer_pb2 as sendense_dot_repository_dot_v1_dot_layer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sendense/repository/v1/rebuild.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\x1a\"sendense/repository/v1/layer.proto\"8\n\x17ListStoredPointsRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xd7\x02\n\x0bStoredPoint\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x15\n\rvm_context_id\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x03\x12/\n\x0bsnapshot_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ommitted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12previous_backup_id\x18\x08 \x01(\t\x12\x15\n\rhardware_json\x18\t \x01(\t\x12-\n\x06layers\x18\n \x03(\x0b\x32\x1d.sendense.repository.v1.Layer\x12\x0f\n\x07reasons\x18\x0b \x03(\t\x12\x14\n\x0c\x63opied_bytes\x18\x0c \x03(\x03\"\xda\x01\n\x12\x41\x64optPointsRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nbackup_ids\x18\x02 \x03(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12T\n\x0evm_context_ids\x18\x03 \x03(\x0b\x32<.sendense.repository.v1.AdoptPointsRequest.VmContextIdsEntry\x1a\x33\n\x11VmContextIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\")\n\x13\x41\x64optPointsResponse\x12\x12\n\nbackup_ids\x18\x01 \x03(\t2\xf0\x01\n\x0eRebuildService\x12p\n\x10ListStoredPoints\x12/.sendense.repository.v1.ListStoredPointsRequest\x1a#.sendense.repository.v1.StoredPoint\"\x04\xa8\xbb\x18\x05\x30\x01\x12l\n\x0b\x41\x64optPoints\x12*.sendense.repository.v1.AdoptPointsRequest\x1a+.sendense.repository.v1.AdoptPointsResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sendense/repository/v1/rebuild.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\x1a\"sendense/repository/v1/layer.proto\"8\n\x17ListStoredPointsRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xd7\x02\n\x0bStoredPoint\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x15\n\rvm_context_id\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x03\x12/\n\x0bsnapshot_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ommitted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12previous_backup_id\x18\x08 \x01(\t\x12\x15\n\rhardware_json\x18\t \x01(\t\x12-\n\x06layers\x18\n \x03(\x0b\x32\x1d.sendense.repository.v1.Layer\x12\x0f\n\x07reasons\x18\x0b \x03(\t\x12\x14\n\x0c\x63opied_bytes\x18\x0c \x03(\x03\"f\n\x12\x41\x64optPointsRequest\x12\x1d\n\rrepository_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nbackup_ids\x18\x02 \x03(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x15\n\rvm_context_id\x18\x03 \x01(\t\")\n\x13\x41\x64optPointsResponse\x12\x12\n\nbackup_ids\x18\x01 \x03(\t2\xf0\x01\n\x0eRebuildService\x12p\n\x10ListStoredPoints\x12/.sendense.repository.v1.ListStoredPointsRequest\x1a#.sendense.repository.v1.StoredPoint\"\x04\xa8\xbb\x18\x05\x30\x01\x12l\n\x0b\x41\x64optPoints\x12*.sendense.repository.v1.AdoptPointsRequest\x1a+.sendense.repository.v1.AdoptPointsResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTSTOREDPOINTSREQUEST'].fields_by_name['repository_id']._loaded_options = None
   _globals['_LISTSTOREDPOINTSREQUEST'].fields_by_name['repository_id']._serialized_options = b'\262\273\030\002\010\001'
-  _globals['_ADOPTPOINTSREQUEST_VMCONTEXTIDSENTRY']._loaded_options = None
-  _globals['_ADOPTPOINTSREQUEST_VMCONTEXTIDSENTRY']._serialized_options = b'8\001'
   _globals['_ADOPTPOINTSREQUEST'].fields_by_name['repository_id']._loaded_options = None
   _globals['_ADOPTPOINTSREQUEST'].fields_by_name['repository_id']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_ADOPTPOINTSREQUEST'].fields_by_name['backup_ids']._loaded_options = None
@@ -50,12 +48,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSTOREDPOINTSREQUEST']._serialized_end=223
   _globals['_STOREDPOINT']._serialized_start=226
   _globals['_STOREDPOINT']._serialized_end=569
-  _globals['_ADOPTPOINTSREQUEST']._serialized_start=572
-  _globals['_ADOPTPOINTSREQUEST']._serialized_end=790
-  _globals['_ADOPTPOINTSREQUEST_VMCONTEXTIDSENTRY']._serialized_start=739
-  _globals['_ADOPTPOINTSREQUEST_VMCONTEXTIDSENTRY']._serialized_end=790
-  _globals['_ADOPTPOINTSRESPONSE']._serialized_start=792
-  _globals['_ADOPTPOINTSRESPONSE']._serialized_end=833
-  _globals['_REBUILDSERVICE']._serialized_start=836
-  _globals['_REBUILDSERVICE']._serialized_end=1076
+  _globals['_ADOPTPOINTSREQUEST']._serialized_start=571
+  _globals['_ADOPTPOINTSREQUEST']._serialized_end=673
+  _globals['_ADOPTPOINTSRESPONSE']._serialized_start=675
+  _globals['_ADOPTPOINTSRESPONSE']._serialized_end=716
+  _globals['_REBUILDSERVICE']._serialized_start=719
+  _globals['_REBUILDSERVICE']._serialized_end=959
 # @@protoc_insertion_point(module_scope)

@@ -124,49 +124,27 @@ class AdoptPointsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class VmContextIdsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
     BACKUP_IDS_FIELD_NUMBER: _builtins.int
-    VM_CONTEXT_IDS_FIELD_NUMBER: _builtins.int
+    VM_CONTEXT_ID_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     """Repository id or name."""
+    vm_context_id: _builtins.str
+    """When their VM is known under another context now: that one. Empty takes what storage says."""
     @_builtins.property
     def backup_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Points; those that they build on must be known or named too."""
-
-    @_builtins.property
-    def vm_context_ids(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For points whose VM is known under another context now: that context, by backup id."""
 
     def __init__(
         self,
         *,
         repository_id: _builtins.str = ...,
         backup_ids: _abc.Iterable[_builtins.str] | None = ...,
-        vm_context_ids: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        vm_context_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "repository_id", b"repository_id", "vm_context_ids", b"vm_context_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "repository_id", b"repository_id", "vm_context_id", b"vm_context_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
