@@ -3,7 +3,7 @@
 What always holds: each entry of a batch was acknowledged by the target *before* the batch's flush was sent on
 any connection, and a batch is reported only after all of these flushes succeeded. Copying goes on meanwhile: a batch is
 closed when half of `batch_bytes` is there, and lanes begin nothing more while `batch_bytes` are begun and not reported.
-So a lost connection costs at most `batch_bytes` to copy again, what was in flight included.
+So a lost connection costs less than `batch_bytes` to copy again, what was in flight included.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Ledger:
         # Never more than half: what is refused then always waits for a batch that is full enough to be closed.
         wanted = min(chunk_size, self._closing_bytes)
         with self._lock:
-            if self._begun_bytes + wanted > self.batch_bytes or self._unreported_entries >= _MAX_UNREPORTED_ENTRIES:
+            full = self._begun_bytes > 0 and self._begun_bytes + wanted >= self.batch_bytes
+            if full or self._unreported_entries >= _MAX_UNREPORTED_ENTRIES:
                 self._refused = True
                 return 0
             self._begun_bytes += wanted
