@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import struct
+from collections.abc import Awaitable, Callable
 
 from sendense_access.audit import Event
 from sendense_access.errors import AgentExists, AgentNotFound, InvalidRequest, KeyInUse
@@ -42,10 +43,16 @@ def canonical_key(line: str) -> tuple[str, str]:
 
 
 class AgentRegistry:
-    """Enrols, lists, removes and recognises agents."""
+    """Enrols, lists, removes and recognises agents.
 
-    def __init__(self, store: AccessStore) -> None:
+    Args:
+        store: The tables.
+        cut_off: Ends the connections of a removed agent.
+    """
+
+    def __init__(self, store: AccessStore, cut_off: Callable[[str], Awaitable[None]]) -> None:
         self._store = store
+        self._cut_off = cut_off
 
     async def enrol(self, agent_id: str, public_key: str, *, actor: str) -> Agent:
         """Records an agent's key; the same key for the same agent again changes nothing.
@@ -86,7 +93,7 @@ class AgentRegistry:
         return agent
 
     async def remove(self, agent_id: str, *, actor: str) -> Agent:
-        """Forgets an agent's key.
+        """Forgets an agent's key and ends its connections.
 
         Raises:
             AgentNotFound: No such agent is enrolled.
@@ -96,6 +103,7 @@ class AgentRegistry:
             refusal = AgentNotFound(f"the name '{agent_id}'")
             await self._store.record(Event(actor, "agent.remove", agent_id[:191], refusal.reason))
             raise refusal
+        await self._cut_off(agent_id)
         return removed
 
     async def authenticate(self, public_key: str) -> Agent:

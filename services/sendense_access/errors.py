@@ -64,6 +64,21 @@ class AgentExists(SendenseError):
         )
 
 
+class EnrollmentRefused(SendenseError):
+    """A one-time code is wrong, was used, or has expired; which one is told to nobody."""
+
+    REASON = "ENROLLMENT_REFUSED"
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            f"the one-time code for agent '{agent_id}' is not good (any more)",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="ENROLLMENT_REFUSED",
+            help="Make a new one: sendense-ctl agent enroll --agent-id NAME --output FILE",
+            metadata={"agent_id": agent_id},
+        )
+
+
 class KeyInUse(SendenseError):
     """Another agent is enrolled with this key."""
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sendense.access.v1 import access_pb2_grpc, audit_pb2_grpc
+from sendense.access.v1 import access_pb2_grpc, audit_pb2_grpc, enrollment_pb2_grpc
 from sendense_access.agents import AgentRegistry
 from sendense_access.audit_desk import AuditDesk
+from sendense_access.clients import TunnelClient
 from sendense_access.config import AccessSettings
+from sendense_access.enrollment import EnrollmentDesk
+from sendense_access.enrollment_servicer import EnrollmentServicer
 from sendense_access.explain import Explainer
 from sendense_access.keys import SigningKey
 from sendense_access.public_api import all_methods, public_services
 from sendense_access.servicer import AccessServicer, AgentRegistryServicer, AuditServicer
-from sendense_access.store import AccessStore, AuditStore
+from sendense_access.store import AccessStore, AuditStore, EnrollmentStore
 from sendense_access.tokens import TokenIssuer
 from sendense_db.engine import Database
+from sendense_rpc.channel import service_peer
 from sendense_rpc.server import Service, Servicer, run
 
 
@@ -24,8 +28,11 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
     """Opens the catalogue and the key, makes what a first start needs, and yields the service."""
     key = SigningKey.load_or_create(settings.keys_dir)
     database = Database(settings.catalogue_url)
+    tunnel = TunnelClient(service_peer(settings, "tunnel", "access"))
     try:
         store = AccessStore(database)
+        registry = AgentRegistry(store, tunnel.disconnect)
+        enrollments = EnrollmentDesk(store, EnrollmentStore(database), registry, tunnel.describe, key.jwks_json())
         tokens = TokenIssuer(store, key, settings.revoked_file)
         desk = AuditDesk(AuditStore(database), key, settings.audit_head_file)
         await tokens.write_revoked()
@@ -48,8 +55,15 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
                 ),
                 Servicer(
                     "sendense.access.v1.AgentRegistryService",
-                    AgentRegistryServicer(AgentRegistry(store)),
+                    AgentRegistryServicer(registry),
                     access_pb2_grpc.add_AgentRegistryServiceServicer_to_server,
+                ),
+                Servicer(
+                    "sendense.access.v1.EnrollmentService",
+                    EnrollmentServicer(enrollments),
+                    enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server,
+                    # A kept answer would be a kept code: a new one is made in its place instead.
+                    own_repeats=frozenset({"CreateEnrollment"}),
                 ),
             ),
             check=store.check,
@@ -58,6 +72,7 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
             audit=desk,
         )
     finally:
+        await tunnel.close()
         await database.close()
 
 

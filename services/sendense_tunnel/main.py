@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import asyncssh
 import structlog
 
 from sendense.tunnel.v1 import tunnel_pb2_grpc
@@ -15,6 +14,7 @@ from sendense_rpc.errors import Kind, SendenseError
 from sendense_rpc.server import Service, Servicer, run
 from sendense_tunnel.clients import AgentRegistry, ExportLeases
 from sendense_tunnel.config import TunnelSettings
+from sendense_tunnel.connections import Connections
 from sendense_tunnel.control_doors import ControlDoors
 from sendense_tunnel.host_key import load_or_create_host_key
 from sendense_tunnel.servicer import TunnelServicer
@@ -37,7 +37,7 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
     access = unix_peer(settings.socket("access"), identity)
     exports = unix_peer(settings.socket("exports"), identity)
     doors = ControlDoors(settings.agents_dir)
-    connections: set[asyncssh.SSHServerConnection] = set()
+    connections = Connections()
     registry, leases = AgentRegistry(access), ExportLeases(exports)
     host_key = load_or_create_host_key(settings.host_key_file)
     acceptor = await listen(
@@ -49,6 +49,7 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
     host, port = acceptor.get_addresses()[0][:2]
     settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.port_file.write_text(f"{port}\n")
+    sweeping = asyncio.create_task(connections.keep_enrolled(registry))
     log.info("listening for agents", address=f"{host}:{port}", host_key=host_key.get_fingerprint())
     try:
         yield Service(
@@ -56,7 +57,7 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
             servicers=[
                 Servicer(
                     "sendense.tunnel.v1.TunnelService",
-                    TunnelServicer(doors),
+                    TunnelServicer(doors, connections, host_key.export_public_key().decode(), int(port)),
                     tunnel_pb2_grpc.add_TunnelServiceServicer_to_server,
                 )
             ],
@@ -65,8 +66,8 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
     finally:
         settings.port_file.unlink(missing_ok=True)
         acceptor.close()
-        for connection in list(connections):
-            connection.abort()
+        sweeping.cancel()
+        connections.close()
         await acceptor.wait_closed()
         doors.close()
         await access.close()

@@ -1,8 +1,10 @@
 """The SSH server that agents dial: a key, two kinds of forwarding, and nothing else.
 
 Allowed: direct-tcpip to (`nbd`, 10809), which leads to the NBD server through `nbd_haggling`; one remote listen of the
-name `agent-control`. All else (sessions of any kind, other destinations, other listens, tun) is refused here in the
-callbacks: options in an authorized_keys file do not bind asyncssh's server. There is no process, SFTP or SCP factory.
+name `agent-control`. The user `enroll:<agent id>` may show a one-time code as its password and gets nothing else for
+it: its key is enrolled, and it dials again. All else (sessions of any kind, other destinations, other listens, tun) is
+refused here in the callbacks: options in an authorized_keys file do not bind asyncssh's server. There is no process,
+SFTP or SCP factory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import structlog
 
 from sendense_tunnel.byte_stream import StreamEnded
 from sendense_tunnel.clients import AgentRegistry, ExportLeases
+from sendense_tunnel.connections import MAX_CONNECTIONS, Connections
 from sendense_tunnel.control_doors import CONTROL_NAME, ControlConnection, ControlDoors
 from sendense_tunnel.nbd_haggling import Haggling, HagglingEnded
 from sendense_tunnel.pipe import ChannelEnd, End, SocketEnd
@@ -33,8 +36,11 @@ HAGGLING_SECONDS = 30.0
 NBD_DESTINATION = ("nbd", 10809)
 MAX_CHANNELS = 32
 """NBD connections that one SSH connection may carry at a time."""
-MAX_CONNECTIONS = 256
-"""SSH connections at a time, authenticated or not."""
+ENROLLING = "enroll:"
+"""User names of agents that show a one-time code begin so; no agent id can."""
+CODES_PER_CONNECTION = 3
+ENROLLED_SECONDS = 5.0
+"""How long a connection stays that was only made to enrol."""
 NBD_WINDOW_BYTES = 4 << 20
 """How much an agent may send ahead on one NBD connection: a long fat link stays full, memory stays bounded."""
 
@@ -70,7 +76,7 @@ class AgentGate(asyncssh.SSHServer):
         leases: ExportLeases,
         doors: ControlDoors,
         nbd_socket: Path,
-        connections: set[asyncssh.SSHServerConnection],
+        connections: Connections,
     ) -> None:
         self._registry = registry
         self._leases = leases
@@ -79,6 +85,9 @@ class AgentGate(asyncssh.SSHServer):
         self._connections = connections
         self._connection: asyncssh.SSHServerConnection | None = None
         self._agent_id = ""
+        self._key = ""
+        self._enrolling = ""
+        self._codes = 0
         self._peer = ""
         self._channels = 0
         self._offers_control = False
@@ -89,39 +98,65 @@ class AgentGate(asyncssh.SSHServer):
         self._connection = conn
         address = conn.get_extra_info("peername") or ("?", 0)
         self._peer = f"{address[0]}:{address[1]}"
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if not self._connections.admit(conn):
             log.warning("too many connections", peer=self._peer, limit=MAX_CONNECTIONS)
             conn.abort()
-            return
-        self._connections.add(conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection."""
         if self._connection is not None:
-            self._connections.discard(self._connection)
+            self._connections.forget(self._connection)
         if self._agent_id:
             log.info("agent disconnected", agent=self._agent_id, peer=self._peer, error=str(exc or ""))
 
     def begin_auth(self, username: str) -> bool:
-        """Nobody is let in without a key."""
-        del username
+        """Nobody is let in without a key or a one-time code."""
+        self._enrolling = username.removeprefix(ENROLLING) if username.startswith(ENROLLING) else ""
         return True
 
     def public_key_auth_supported(self) -> bool:
-        """Keys are the only way in."""
-        return True
+        """Keys are the only way in, but for those who have only a one-time code yet."""
+        return not self._enrolling
+
+    def password_auth_supported(self) -> bool:
+        """A password is a one-time code, and good for nothing but to enrol."""
+        return bool(self._enrolling)
+
+    async def validate_password(self, username: str, password: str) -> bool:
+        """Enrols the key that comes with a one-time code: `<code> <public key>`."""
+        del username
+        self._codes += 1
+        code, _, public_key = password.partition(" ")
+        if self._codes > CODES_PER_CONNECTION or not self._enrolling:
+            self._ssh.abort()
+            return False
+        problem = await self._registry.redeem(self._enrolling, code, public_key)
+        if problem:
+            log.warning("refused", what="code", why=problem, agent=self._enrolling[:64], peer=self._peer)
+        return not problem
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Tells whether the key belongs to the agent that the user name claims; the signature is checked after."""
-        owner = await self._registry.owner_of(key.export_public_key().decode().strip())
+        line = key.export_public_key().decode().strip()
+        owner = await self._registry.owner_of(line)
         if owner is None or owner != username:
             log.warning("refused", what="key", agent=username[:64], peer=self._peer, key=key.get_fingerprint())
             return False
+        self._key = line
         return True
 
     def auth_completed(self) -> None:
         """Remembers who it is: the user name for which the key and the signature were good."""
-        self._agent_id = str(self._ssh.get_extra_info("username"))
+        if self._enrolling:
+            log.info("agent enrolled", agent=self._enrolling, peer=self._peer)
+            asyncio.get_running_loop().call_later(ENROLLED_SECONDS, self._ssh.abort)
+            return
+        agent_id = str(self._ssh.get_extra_info("username"))
+        if not self._connections.identify(self._ssh, agent_id, self._key):
+            log.warning("refused", what="connection", detail="too many", agent=agent_id, peer=self._peer)
+            self._ssh.abort()
+            return
+        self._agent_id = agent_id
         log.info("agent connected", agent=self._agent_id, peer=self._peer)
 
     def session_requested(self) -> bool:
@@ -133,7 +168,7 @@ class AgentGate(asyncssh.SSHServer):
     ) -> bool | tuple[Any, Coroutine[Any, Any, ChannelEnd]]:
         """Opens an NBD connection; every other destination is refused."""
         del orig_host, orig_port
-        if (dest_host, dest_port) != NBD_DESTINATION:
+        if not self._agent_id or (dest_host, dest_port) != NBD_DESTINATION:
             return self._refuse("direct-tcpip", f"{dest_host!r} port {dest_port}")
         if self._channels >= MAX_CHANNELS:
             return self._refuse("direct-tcpip", f"more than {MAX_CHANNELS} NBD connections")
@@ -150,7 +185,7 @@ class AgentGate(asyncssh.SSHServer):
 
     async def unix_server_requested(self, listen_path: str) -> asyncssh.SSHListener | bool:
         """Takes the offer of the agent's gRPC server, once a connection; every other listen is refused."""
-        if listen_path != CONTROL_NAME:
+        if not self._agent_id or listen_path != CONTROL_NAME:
             return self._refuse("streamlocal-forward", repr(listen_path))
         if self._offers_control:
             return self._refuse("streamlocal-forward", "control is offered already")
@@ -246,7 +281,7 @@ async def listen(
         encryption_algs=CIPHERS,
         compression_algs=None,
         public_key_auth=True,
-        password_auth=False,
+        password_auth=True,
         kbdint_auth=False,
         host_based_auth=False,
         gss_host=None,

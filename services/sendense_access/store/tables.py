@@ -41,6 +41,17 @@ Index(
     postgresql_where=agents.c.deleted_at.is_(None),
 )
 
+agent_enrollments = Table(
+    "agent_enrollments",
+    metadata,
+    Column("agent_id", String(63), primary_key=True),
+    # SHA-256 of the one-time code, which is kept nowhere.
+    Column("code_digest", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("redeemed_at", UtcDateTime),
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

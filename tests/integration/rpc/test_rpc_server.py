@@ -31,6 +31,14 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self.go_on = asyncio.Event()
         self.go_on.set()
 
+    async def GetTunnel(self, request: tunnel_pb2.GetTunnelRequest, context: Any) -> tunnel_pb2.Tunnel:
+        raise AssertionError("not used here")
+
+    async def DisconnectAgent(
+        self, request: tunnel_pb2.DisconnectAgentRequest, context: Any
+    ) -> tunnel_pb2.DisconnectAgentResponse:
+        raise AssertionError("not used here")
+
     async def ListConnections(
         self, request: tunnel_pb2.ListConnectionsRequest, context: Any
     ) -> tunnel_pb2.ListConnectionsResponse:

@@ -26,21 +26,35 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sendense.access.v1 import options_pb2 as sendense_dot_access_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsendense/tunnel/v1/tunnel.proto\x12\x12sendense.tunnel.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"s\n\nConnection\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0bsocket_path\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x30\n\x0c\x63onnected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListConnectionsRequest\"N\n\x17ListConnectionsResponse\x12\x33\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x1e.sendense.tunnel.v1.Connection2\x81\x01\n\rTunnelService\x12p\n\x0fListConnections\x12*.sendense.tunnel.v1.ListConnectionsRequest\x1a+.sendense.tunnel.v1.ListConnectionsResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsendense/tunnel/v1/tunnel.proto\x12\x12sendense.tunnel.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"s\n\nConnection\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0bsocket_path\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x30\n\x0c\x63onnected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListConnectionsRequest\"N\n\x17ListConnectionsResponse\x12\x33\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x1e.sendense.tunnel.v1.Connection\"\x12\n\x10GetTunnelRequest\"(\n\x06Tunnel\x12\x10\n\x08host_key\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\"2\n\x16\x44isconnectAgentRequest\x12\x18\n\x08\x61gent_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\".\n\x17\x44isconnectAgentResponse\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\x05\x32\xc8\x02\n\rTunnelService\x12p\n\x0fListConnections\x12*.sendense.tunnel.v1.ListConnectionsRequest\x1a+.sendense.tunnel.v1.ListConnectionsResponse\"\x04\xa8\xbb\x18\x05\x12S\n\tGetTunnel\x12$.sendense.tunnel.v1.GetTunnelRequest\x1a\x1a.sendense.tunnel.v1.Tunnel\"\x04\xa8\xbb\x18\x05\x12p\n\x0f\x44isconnectAgent\x12*.sendense.tunnel.v1.DisconnectAgentRequest\x1a+.sendense.tunnel.v1.DisconnectAgentResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.tunnel.v1.tunnel_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DISCONNECTAGENTREQUEST'].fields_by_name['agent_id']._loaded_options = None
+  _globals['_DISCONNECTAGENTREQUEST'].fields_by_name['agent_id']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_TUNNELSERVICE'].methods_by_name['ListConnections']._loaded_options = None
   _globals['_TUNNELSERVICE'].methods_by_name['ListConnections']._serialized_options = b'\250\273\030\005'
+  _globals['_TUNNELSERVICE'].methods_by_name['GetTunnel']._loaded_options = None
+  _globals['_TUNNELSERVICE'].methods_by_name['GetTunnel']._serialized_options = b'\250\273\030\005'
+  _globals['_TUNNELSERVICE'].methods_by_name['DisconnectAgent']._loaded_options = None
+  _globals['_TUNNELSERVICE'].methods_by_name['DisconnectAgent']._serialized_options = b'\250\273\030\005'
   _globals['_CONNECTION']._serialized_start=122
   _globals['_CONNECTION']._serialized_end=237
   _globals['_LISTCONNECTIONSREQUEST']._serialized_start=239
   _globals['_LISTCONNECTIONSREQUEST']._serialized_end=263
   _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=265
   _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=343
-  _globals['_TUNNELSERVICE']._serialized_start=346
-  _globals['_TUNNELSERVICE']._serialized_end=475
+  _globals['_GETTUNNELREQUEST']._serialized_start=345
+  _globals['_GETTUNNELREQUEST']._serialized_end=363
+  _globals['_TUNNEL']._serialized_start=365
+  _globals['_TUNNEL']._serialized_end=405
+  _globals['_DISCONNECTAGENTREQUEST']._serialized_start=407
+  _globals['_DISCONNECTAGENTREQUEST']._serialized_end=457
+  _globals['_DISCONNECTAGENTRESPONSE']._serialized_start=459
+  _globals['_DISCONNECTAGENTRESPONSE']._serialized_end=505
+  _globals['_TUNNELSERVICE']._serialized_start=508
+  _globals['_TUNNELSERVICE']._serialized_end=836
 # @@protoc_insertion_point(module_scope)

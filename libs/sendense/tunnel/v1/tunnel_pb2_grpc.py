@@ -40,6 +40,16 @@ class TunnelServiceStub:
                 request_serializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.ListConnectionsRequest.SerializeToString,
                 response_deserializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.ListConnectionsResponse.FromString,
                 _registered_method=True)
+        self.GetTunnel = channel.unary_unary(
+                '/sendense.tunnel.v1.TunnelService/GetTunnel',
+                request_serializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.GetTunnelRequest.SerializeToString,
+                response_deserializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.Tunnel.FromString,
+                _registered_method=True)
+        self.DisconnectAgent = channel.unary_unary(
+                '/sendense.tunnel.v1.TunnelService/DisconnectAgent',
+                request_serializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.DisconnectAgentRequest.SerializeToString,
+                response_deserializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.DisconnectAgentResponse.FromString,
+                _registered_method=True)
 
 
 class TunnelServiceServicer:
@@ -53,6 +63,20 @@ class TunnelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTunnel(self, request, context):
+        """GetTunnel tells where agents dial, and the key that they pin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisconnectAgent(self, request, context):
+        """DisconnectAgent cuts all connections of an agent. One that has none is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TunnelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +84,16 @@ def add_TunnelServiceServicer_to_server(servicer, server):
                     servicer.ListConnections,
                     request_deserializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.ListConnectionsRequest.FromString,
                     response_serializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.ListConnectionsResponse.SerializeToString,
+            ),
+            'GetTunnel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTunnel,
+                    request_deserializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.GetTunnelRequest.FromString,
+                    response_serializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.Tunnel.SerializeToString,
+            ),
+            'DisconnectAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisconnectAgent,
+                    request_deserializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.DisconnectAgentRequest.FromString,
+                    response_serializer=sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.DisconnectAgentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +124,60 @@ class TunnelService:
             '/sendense.tunnel.v1.TunnelService/ListConnections',
             sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.ListConnectionsRequest.SerializeToString,
             sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.ListConnectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTunnel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.tunnel.v1.TunnelService/GetTunnel',
+            sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.GetTunnelRequest.SerializeToString,
+            sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.Tunnel.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisconnectAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.tunnel.v1.TunnelService/DisconnectAgent',
+            sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.DisconnectAgentRequest.SerializeToString,
+            sendense_dot_tunnel_dot_v1_dot_tunnel__pb2.DisconnectAgentResponse.FromString,
             options,
             channel_credentials,
             insecure,

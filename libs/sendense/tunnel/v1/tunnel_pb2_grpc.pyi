@@ -35,6 +35,10 @@ class TunnelServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TunnelServiceAsyncStub: ...
     ListConnections: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.ListConnectionsRequest, _tunnel_pb2.ListConnectionsResponse]
     """ListConnections lists the agents that are connected now."""
+    GetTunnel: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.GetTunnelRequest, _tunnel_pb2.Tunnel]
+    """GetTunnel tells where agents dial, and the key that they pin."""
+    DisconnectAgent: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.DisconnectAgentRequest, _tunnel_pb2.DisconnectAgentResponse]
+    """DisconnectAgent cuts all connections of an agent. One that has none is no error."""
 
 @_typing.type_check_only
 class TunnelServiceAsyncStub(TunnelServiceStub):
@@ -43,6 +47,10 @@ class TunnelServiceAsyncStub(TunnelServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListConnections: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.ListConnectionsRequest, _tunnel_pb2.ListConnectionsResponse]  # type: ignore[assignment]
     """ListConnections lists the agents that are connected now."""
+    GetTunnel: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.GetTunnelRequest, _tunnel_pb2.Tunnel]  # type: ignore[assignment]
+    """GetTunnel tells where agents dial, and the key that they pin."""
+    DisconnectAgent: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.DisconnectAgentRequest, _tunnel_pb2.DisconnectAgentResponse]  # type: ignore[assignment]
+    """DisconnectAgent cuts all connections of an agent. One that has none is no error."""
 
 class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
     """TunnelService tells which agents are connected and where their gRPC can be reached."""
@@ -54,5 +62,21 @@ class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tunnel_pb2.ListConnectionsResponse, _abc.Awaitable[_tunnel_pb2.ListConnectionsResponse]]:
         """ListConnections lists the agents that are connected now."""
+
+    @_abc_1.abstractmethod
+    def GetTunnel(
+        self,
+        request: _tunnel_pb2.GetTunnelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tunnel_pb2.Tunnel, _abc.Awaitable[_tunnel_pb2.Tunnel]]:
+        """GetTunnel tells where agents dial, and the key that they pin."""
+
+    @_abc_1.abstractmethod
+    def DisconnectAgent(
+        self,
+        request: _tunnel_pb2.DisconnectAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tunnel_pb2.DisconnectAgentResponse, _abc.Awaitable[_tunnel_pb2.DisconnectAgentResponse]]:
+        """DisconnectAgent cuts all connections of an agent. One that has none is no error."""
 
 def add_TunnelServiceServicer_to_server(servicer: TunnelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
