@@ -1,4 +1,4 @@
-"""`sendense-ctl vm|repository|agent|token …`: what there is, and who may use it."""
+"""`sendense-ctl vm|agent|token …`: what there is, and who may use it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import typer
 
 from sendense.access.v1 import access_pb2, access_pb2_grpc
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
-from sendense.repository.v1 import repository_pb2, repository_pb2_grpc
 from sendense_ctl.connection import open_gateway
-from sendense_ctl.output import console, moment, print_json, print_table, printable, size
+from sendense_ctl.output import console, moment, print_json, print_table, printable
 
 vm = typer.Typer(no_args_is_help=True, help="The VMs that agents know.")
-repository = typer.Typer(no_args_is_help=True, help="Where backups are kept.")
 agent = typer.Typer(no_args_is_help=True, help="Capture agents.")
 token = typer.Typer(no_args_is_help=True, help="Access tokens.")
 
@@ -32,40 +30,6 @@ def list_vms(json_: Json = False) -> None:
         return
     rows = [[v.vm_name, v.power_state, v.latest_backup_id or "–", v.inventory_path] for v in answer.vms]
     print_table(["VM", "POWER", "LATEST BACKUP", "INVENTORY"], rows, "No VMs are known.")
-
-
-@repository.command("list")
-def list_repositories(json_: Json = False) -> None:
-    """List the repositories and their room."""
-    gateway = open_gateway()
-    with gateway.channel() as channel:
-        stub = repository_pb2_grpc.RepositoryServiceStub(channel)
-        answer = gateway.call(stub.ListRepositories, repository_pb2.ListRepositoriesRequest())
-    if json_:
-        print_json(answer)
-        return
-    rows = [
-        [r.name, r.repository_type, size(r.available_size_bytes), size(r.total_size_bytes), r.path]
-        for r in answer.repositories
-    ]
-    print_table(["NAME", "TYPE", "FREE>", "SIZE>", "PATH"], rows, "No repositories.")
-
-
-@repository.command("add")
-def add_repository(
-    name: Annotated[str, typer.Option("--name", help="Unique name.")],
-    path: Annotated[str, typer.Option("--path", help="Absolute path of an empty directory on the server.")],
-    json_: Json = False,
-) -> None:
-    """Register a directory as a repository."""
-    gateway = open_gateway()
-    request = repository_pb2.CreateRepositoryRequest(name=name, repository_type="local", path=path)
-    with gateway.channel() as channel:
-        answer = gateway.call(repository_pb2_grpc.RepositoryServiceStub(channel).CreateRepository, request)
-    if json_:
-        print_json(answer)
-    else:
-        console.print(f"Repository {printable(answer.name)} is at {printable(answer.path)}.", markup=False)
 
 
 @agent.command("list")

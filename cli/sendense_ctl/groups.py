@@ -51,7 +51,7 @@ GROUPS = (
     ("policy", "Which VMs are backed up when, how, and what is kept.", "sendense_ctl.policy:app"),
     ("file", "Files across restore points.", "sendense_ctl.restore:file"),
     ("vm", "The VMs that agents know.", "sendense_ctl.admin:vm"),
-    ("repository", "Where backups are kept.", "sendense_ctl.admin:repository"),
+    ("repository", "Where backups are kept.", "sendense_ctl.repository:app"),
     ("agent", "Capture agents.", "sendense_ctl.admin:agent"),
     ("token", "Access tokens.", "sendense_ctl.admin:token"),
     ("auth", "Why calls are let in or refused.", "sendense_ctl.access:auth"),
