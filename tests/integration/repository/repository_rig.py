@@ -78,9 +78,10 @@ def opened_by_qemu(image: Path, socket: Path, *options: str) -> Iterator[None]:
 
 def content(image: Path, scratch: Path) -> bytes:
     """What any QEMU tool restores from a layer: no code of Sendense takes part."""
-    target = scratch / "restored.raw"
-    qemu("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, target)
-    return target.read_bytes()
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        target = Path(folder) / "restored.raw"
+        qemu("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, target)
+        return target.read_bytes()
 
 
 def entries_of(disk: bytes, areas: Iterable[Extent]) -> list[Entry]:

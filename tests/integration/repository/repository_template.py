@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repository_rig import CLUSTER, SIZE, Rig, content, open_rig, tree
+from repository_rig import CLUSTER, SIZE, VM, Rig, content, noise, open_rig, tree
 
 from sendense_blockio.extents import Extent
 from sendense_repository.errors import PointNotFound
@@ -25,6 +25,7 @@ from sendense_repository.store import metadata
 
 POINTS = 4
 UNSEALED_JOB = "job-9"
+RACING_JOB = "job-8"
 DELETED = ("job-0", "job-2")
 """Points whose deletion makes two merges: into a full, and into an increment."""
 
@@ -51,22 +52,18 @@ class Template:
         return root / self.names[job]
 
 
-def make_template(home: Path, *, unsealed: bool) -> Template:
+async def make_template(home: Path, *, unsealed: bool) -> Template:
     """Makes a chain; with `unsealed` two points and a written layer on them, else four points."""
-
-    async def make() -> Template:
-        async with open_rig(home) as rig:
-            layers, disks = await rig.chain_of(2 if unsealed else POINTS)
-            names = {placed.layer.backup_id: placed.layer.relative_path for placed in layers}
-            known = {f"job-{number}": disk for number, disk in enumerate(disks)}
-            if unsealed:
-                disk = bytes(CLUSTER) + disks[-1][CLUSTER : SIZE - 512] + b"\1" * 512
-                areas = [Extent(0, CLUSTER), Extent(SIZE - 512, 512)]
-                placed = await rig.written(UNSEALED_JOB, disk, areas, parent=layers[-1].layer.layer_id)
-                known[UNSEALED_JOB], names[UNSEALED_JOB] = disk, placed.layer.relative_path
-        return Template(home, known, names)
-
-    return asyncio.run(make())
+    async with open_rig(home) as rig:
+        layers, disks = await rig.chain_of(2 if unsealed else POINTS)
+        names = {placed.layer.backup_id: placed.layer.relative_path for placed in layers}
+        known = {f"job-{number}": disk for number, disk in enumerate(disks)}
+        if unsealed:
+            disk = bytes(CLUSTER) + disks[-1][CLUSTER : SIZE - 512] + b"\1" * 512
+            areas = [Extent(0, CLUSTER), Extent(SIZE - 512, 512)]
+            placed = await rig.written(UNSEALED_JOB, disk, areas, parent=layers[-1].layer.layer_id)
+            known[UNSEALED_JOB], names[UNSEALED_JOB] = disk, placed.layer.relative_path
+    return Template(home, known, names)
 
 
 async def seal(rig: Rig, attempt: int) -> PlacedLayer:
@@ -83,7 +80,44 @@ async def consolidate(rig: Rig, attempt: int) -> None:
     await rig.parts.deleter.delete(Holder("delete-1", attempt), DELETED, cascade=False)
 
 
-ACTIONS: dict[str, Callable[[Rig, int], Awaitable[Any]]] = {"seal": seal, "delete": delete, "consolidate": consolidate}
+def next_disk(template_disk: bytes) -> bytes:
+    """What the backup that races reads as."""
+    return noise(CLUSTER, 99) + template_disk[CLUSTER:]
+
+
+async def race(rig: Rig, attempt: int) -> None:
+    """A deletion that merges, a backup on the same chain and a reader that comes and goes, all at once."""
+
+    async def back_up() -> None:
+        latest = await rig.parts.points.latest("local", VM)
+        if latest.point.backup_id == RACING_JOB:
+            return
+        (below,) = latest.layers
+        disk = next_disk(await asyncio.to_thread(content, below.files(rig.root).sealed, rig.scratch))
+        placed = await rig.layer(RACING_JOB, parent=below.layer_id, attempt=attempt)
+        if placed.layer.state != "sealed":  # a run before this one may have come so far
+            areas = [Extent(0, CLUSTER)]
+            await rig.written(RACING_JOB, disk, areas, parent=below.layer_id, attempt=attempt)
+        sealed = await rig.parts.sealer.seal(Holder(RACING_JOB, attempt), placed.layer.layer_id, "changed areas")
+        await rig.commit(RACING_JOB, sealed, attempt=attempt)
+
+    async def mount() -> None:
+        await rig.parts.points.lease("job-3", "mount-7", 600)
+        await asyncio.to_thread(
+            content, (await rig.parts.points.get("job-3")).layers[0].files(rig.root).sealed, rig.scratch
+        )
+        await rig.parts.points.release("job-3", "mount-7")
+
+    deleting = rig.parts.deleter.delete(Holder("delete-1", attempt), DELETED, cascade=False, wait_seconds=120)
+    await asyncio.gather(deleting, back_up(), mount())
+
+
+ACTIONS: dict[str, Callable[[Rig, int], Awaitable[Any]]] = {
+    "seal": seal,
+    "delete": delete,
+    "consolidate": consolidate,
+    "race": race,
+}
 
 
 def run_and_kill(home: Path, action: str, step: str, occurrence: int = 1) -> None:

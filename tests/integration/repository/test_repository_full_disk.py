@@ -5,6 +5,7 @@ What was begun is finished when there is room again; what was not is dropped.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -33,12 +34,12 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Template:
-    return make_template(tmp_path_factory.mktemp("chain"), unsealed=False)
+    return asyncio.run(make_template(tmp_path_factory.mktemp("chain"), unsealed=False))
 
 
 @pytest.fixture(scope="module")
 def unsealed(tmp_path_factory: pytest.TempPathFactory) -> Template:
-    return make_template(tmp_path_factory.mktemp("unsealed"), unsealed=True)
+    return asyncio.run(make_template(tmp_path_factory.mktemp("unsealed"), unsealed=True))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Template:
-    return make_template(tmp_path_factory.mktemp("chain"), unsealed=False)
+    return asyncio.run(make_template(tmp_path_factory.mktemp("chain"), unsealed=False))
 
 
 @pytest.mark.parametrize(
