@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,8 +44,9 @@ FINAL = ("completed", "failed", "cancelled")
 class CaptureNode:
     """The node, as a user sees it, and its lab."""
 
-    def __init__(self, home: Path, lab: LabClient, peer: Peer) -> None:
+    def __init__(self, home: Path, lab: LabClient, peer: Peer, registry: AgentRegistryFake) -> None:
         self.home = home
+        self.registry = registry
         self.lab = lab
         self._peer = peer
         self._stub = backup_pb2_grpc.BackupServiceStub(peer.channel)
@@ -77,9 +80,20 @@ class CaptureNode:
         request = backup_pb2.ListLogEntriesRequest(backup_id=backup_id, page_size=1000)
         return list((await self._peer.call(self._stub.ListLogEntries, request)).entries)
 
-    def image(self, disk: backup_pb2.BackupDisk) -> Path:
-        """Returns the file of a disk's layer."""
-        return Path(disk.path)
+    def assert_equal(self, lab: LabClient, vm: str, backup: backup_pb2.Backup) -> None:
+        """Fails unless each disk of a backup is, through its chain, the snapshot that the lab has kept."""
+        named = [each for each in lab.snapshots(vm) if backup.backup_id in each["name"]]
+        snapshot = named[-1]  # turning change tracking on makes one of the same name first
+        for disk in backup.disks:
+            if disk.status != "completed":
+                continue
+            (uuid,) = [each["uuid"] for each in lab.vm(vm)["disks"] if each["label"] == disk.label]
+            raw = self.home / f"{uuid}.raw"
+            lab.export(vm, uuid, raw, snapshot=snapshot["moref"])
+            command = ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", disk.path, str(raw)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            raw.unlink()
+            assert done.returncode == 0, f"{disk.label} ({disk.reason}): {done.stdout}{done.stderr}"
 
 
 def write_vcenters(path: Path, *accounts: dict[str, Any]) -> None:
@@ -147,8 +161,31 @@ async def capture_node(
         )
         peer = unix_peer(backup_settings.socket("backup"), backup_settings.identity_file("backup"))
         stack.push_async_callback(peer.close)
-        door = agent_settings.run_dir / "agents" / f"{agent_settings.id}.sock"
-        async with asyncio.timeout(DEADLINE):
-            while not door.exists():  # noqa: ASYNC110  # the tunnel tells nobody when it has opened a door
-                await asyncio.sleep(0.01)
-        yield CaptureNode(home, lab, peer)
+        await _door(home, agent_settings.id)
+        yield CaptureNode(home, lab, peer, registry)
+
+
+@asynccontextmanager
+async def second_agent(node: CaptureNode, *labs: LabClient) -> AsyncIterator[None]:
+    """Runs a further agent, `second`, with a state directory of its own, that knows other vCenters."""
+    home = node.home / "second"
+    shutil.copytree(node.home / "keys", home / "keys")
+    settings = AgentSettings(
+        SENDENSE_HOME=home,
+        id="second",
+        tunnel=f"127.0.0.1:{(node.home / 'run' / 'tunnel.port').read_text().strip()}",
+        tunnel_host_key=TunnelSettings().host_key_file.with_suffix(".pub"),
+    )  # type: ignore[call-arg]
+    key = load_or_create_key(settings.key_file, "test")
+    node.registry.enroll(settings.id, key.export_public_key().decode())
+    write_vcenters(settings.vcenters_file, *(lab.credentials() for lab in labs))
+    async with open_agent(settings) as agent, serving(agent, settings):
+        await _door(node.home, settings.id)
+        yield
+
+
+async def _door(home: Path, agent_id: str) -> None:
+    door = home / "run" / "agents" / f"{agent_id}.sock"
+    async with asyncio.timeout(DEADLINE):
+        while not door.exists():  # noqa: ASYNC110  # the tunnel tells nobody when it has opened a door
+            await asyncio.sleep(0.02)
