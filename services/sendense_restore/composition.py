@@ -53,11 +53,12 @@ async def compose(root: Path, volumes: Sequence[Volume], roots: Mapping[str, Pat
     mounted = [volume for volume in volumes if volume.name in roots]
     chosen = await asyncio.to_thread(_choose_root, mounted, roots)
     if chosen is None:
-        # Nothing says how they belong together: one directory per volume.
+        # Nothing says how they belong together: one directory per volume, in a directory that nobody can write to.
         for volume in mounted:
-            target = root / volume.name
-            target.mkdir(mode=0o700)
-            await mount_table.bind(roots[volume.name], target)
+            (root / volume.name).mkdir(mode=0o700)
+        await mount_table.bind(root, root)
+        for volume in mounted:
+            await mount_table.bind(roots[volume.name], root / volume.name)
         return list(volumes)
     await mount_table.bind(_directory(roots[chosen.volume.name], chosen.subvolume), root)
     places = {chosen.volume.name: "/"}

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import structlog
 
 from sendense_qemu.fuse import clear_mountpoint
+from sendense_restore import mount_table
 from sendense_restore.backend import BackendError, Opened
 from sendense_restore.places import Place
 from sendense_restore.programs import ProgramError
@@ -171,29 +172,30 @@ class GuestfsBackend:
 
     async def close(self, place: Place) -> None:
         """Takes the FUSE directory away and ends child and micro-VM, see `backend.Backend`."""
+        is_serving = any(entry.path == place.appliance for entry in await asyncio.to_thread(mount_table.read_mounts))
         await clear_mountpoint(place.appliance)
         child = self._children.get(place.mount_id)
         leader = child.pid if child is not None else await asyncio.to_thread(_recorded_leader, place)
         if leader is not None:
-            await self._end_session(place, child, leader)
+            await self._end_session(place, child if is_serving else None, leader)
+            if child is not None:
+                await child.wait()
         self._children.pop(place.mount_id, None)
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(place.appliance.rmdir)
 
-    async def _end_session(self, place: Place, child: asyncio.subprocess.Process | None, leader: int) -> None:
-        """Lets the child end by itself, taking its temporary files along, then kills what is left."""
+    async def _end_session(self, place: Place, ending: asyncio.subprocess.Process | None, leader: int) -> None:
+        """Lets a child that ends by itself do so, taking its temporary files along, then kills what is left."""
         sockets = await asyncio.to_thread(_socket_directories, place, leader)
-        if child is not None:
+        if ending is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLEAN_SECONDS):
-                    await child.wait()
+                    await ending.wait()
         for pid in await asyncio.to_thread(_session_of, place, leader):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not await settles(lambda: not _session_of(place, leader), _KILL_SECONDS):
             raise ProgramError("guestfs", None, f"the processes of session {leader} do not end")
-        if child is not None:
-            await child.wait()
         for directory in sockets:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
