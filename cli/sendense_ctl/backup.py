@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
-from sendense_ctl import restore
+from sendense_ctl import job, restore
 from sendense_ctl.completion import backup_ids, vm_names
 from sendense_ctl.connection import open_gateway
 from sendense_ctl.failures import ExitCode
@@ -30,6 +30,7 @@ from sendense_ctl.output import (
 from sendense_ctl.progress import FINAL, follow
 
 app = typer.Typer(no_args_is_help=True, help="Start backups, look at them, get files back.")
+app.command("verify")(job.verify)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, as REST shows it.")]
 Vm = Annotated[str, typer.Option("--vm", help="Name of the VM.", autocompletion=vm_names)]
