@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -95,10 +97,9 @@ def test_a_job_is_full_only_if_every_disk_is() -> None:
 
 
 def test_reasons_are_the_documented_words() -> None:
-    assert {each.value for each in FullReason} == {
-        "requested", "first backup", "disk added", "capacity changed", "no change id", "change tracking reset",
-        "areas query failed", "reverted to a snapshot", "revert not ruled out", "parent layer damaged",
-    }  # fmt: skip
+    page = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
+    documented = set(re.findall(r"^\| `([a-z ]+)` \|", page.read_text(), re.MULTILINE))
+    assert {each.value for each in FullReason} <= documented
     assert set(TURNS_FULL) == {"CBT_RESET", "AREAS_QUERY_FAILED"}
 
 
