@@ -69,6 +69,8 @@ class Layer(_message.Message):
     CLUSTER_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
     SUSPICION_FIELD_NUMBER: _builtins.int
+    JOURNAL_SEQUENCE_FIELD_NUMBER: _builtins.int
+    JOURNALED_BYTES_FIELD_NUMBER: _builtins.int
     layer_id: _builtins.str
     """Identifier."""
     repository_id: _builtins.str
@@ -105,6 +107,12 @@ class Layer(_message.Message):
     """Why its content may be wrong although its bytes are as they were written (an audit of change tracking found a
     difference later); empty when there is no such doubt. No increment should build on it.
     """
+    journal_sequence: _builtins.int
+    """Last committed batch of its journal while it is being written, as CreateLayer answers it: a resumed copy goes on with
+    the next one. 0 for none.
+    """
+    journaled_bytes: _builtins.int
+    """Bytes that the journal covers then."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -130,10 +138,12 @@ class Layer(_message.Message):
         cluster_size_bytes: _builtins.int = ...,
         damage: _builtins.str = ...,
         suspicion: _builtins.str = ...,
+        journal_sequence: _builtins.int = ...,
+        journaled_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "chain_id", b"chain_id", "change_id", b"change_id", "cluster_size_bytes", b"cluster_size_bytes", "created_at", b"created_at", "damage", b"damage", "disk_id", b"disk_id", "disk_identity", b"disk_identity", "layer_id", b"layer_id", "parent_layer_id", b"parent_layer_id", "path", b"path", "repository_id", b"repository_id", "state", b"state", "stored_bytes", b"stored_bytes", "suspicion", b"suspicion", "virtual_size_bytes", b"virtual_size_bytes", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "chain_id", b"chain_id", "change_id", b"change_id", "cluster_size_bytes", b"cluster_size_bytes", "created_at", b"created_at", "damage", b"damage", "disk_id", b"disk_id", "disk_identity", b"disk_identity", "journal_sequence", b"journal_sequence", "journaled_bytes", b"journaled_bytes", "layer_id", b"layer_id", "parent_layer_id", b"parent_layer_id", "path", b"path", "repository_id", b"repository_id", "state", b"state", "stored_bytes", b"stored_bytes", "suspicion", b"suspicion", "virtual_size_bytes", b"virtual_size_bytes", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
