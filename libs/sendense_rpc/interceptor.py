@@ -28,6 +28,7 @@ from sendense_rpc.identity import (
 )
 from sendense_rpc.limits import HEADER as LIMITS
 from sendense_rpc.methods import Method
+from sendense_rpc.metrics import count_call
 from sendense_rpc.repeats import Repeats
 from sendense_rpc.status import from_rpc_error, to_status
 from sendense_rpc.validation import validate
@@ -220,7 +221,9 @@ async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]
 
 
 def _log_call(method: str, code: str, started: float, **facts: object) -> None:
-    log.info("call", method=method, code=code, seconds=round(time.monotonic() - started, 4), **facts)
+    seconds = time.monotonic() - started
+    count_call(method, code, str(facts.get("reason", "")), seconds)
+    log.info("call", method=method, code=code, seconds=round(seconds, 4), **facts)
 
 
 def _failure(error: Exception, method: str) -> SendenseError:

@@ -29,6 +29,7 @@ from sendense_rpc.errors import SendenseError
 from sendense_rpc.interceptor import Door
 from sendense_rpc.logs import configure_logs
 from sendense_rpc.methods import Method, methods_of
+from sendense_rpc.metrics import Refresh, serving_metrics
 from sendense_rpc.mtls import server_credentials
 from sendense_rpc.repeats import Ledger, Repeats
 from sendense_rpc.settings import ServiceSettings
@@ -71,6 +72,7 @@ class Service:
         reflect: Names of services whose descriptors reflection shows besides its own.
         requests: Keeps the answers to mutations that carry a `request_id`; a service with a public one needs it.
         audit: Where mutations and refusals are recorded; None for the access service's log, by way of a spool.
+        metrics: Brings metrics that must be asked for up to date, before they are read.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Service:
     reflect: Sequence[str] = field(default_factory=tuple)
     requests: Ledger | None = None
     audit: AuditLog | None = None
+    metrics: Refresh | None = None
 
 
 def run(build: Callable[[], AbstractAsyncContextManager[Service]], settings: ServiceSettings, name: str) -> None:
@@ -117,6 +120,9 @@ async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Ev
             server.add_secure_port(settings.rpc_listen, server_credentials(settings))
         await server.start()
         socket.chmod(0o600)
+        metrics = settings.metrics_socket(service.name)
+        stack.enter_context(listening(metrics))
+        await stack.enter_async_context(serving_metrics(metrics, service.name, service.metrics))
         with _signals(stop):
             log.info("serving", socket=str(socket))
             await stop.wait()

@@ -93,6 +93,10 @@ class ServiceSettings(BaseSettings):
         """Returns the Unix socket of a service's gRPC server on this machine."""
         return self.run_dir / f"{service}.sock"
 
+    def metrics_socket(self, service: str) -> Path:
+        """Returns the Unix socket on which a service of this machine answers with its metrics."""
+        return self.run_dir / f"{service}.metrics"
+
     def identity_file(self, service: str) -> Path:
         """Returns the file (0600) that holds the service's workload token."""
         return self.root / "keys" / "identities" / f"{service}.token"

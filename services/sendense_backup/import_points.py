@@ -75,7 +75,7 @@ class Importer:
         for point in points:
             try:
                 adopted = await self._rebuild.adopt(
-                    repository.repository_id, [point.backup_id], {point.backup_id: contexts[point.backup_id]}
+                    repository.repository_id, [point.backup_id], contexts[point.backup_id]
                 )
             except RemoteError as error:
                 await self._catalogue.jobs.mark_deleted([point.backup_id])

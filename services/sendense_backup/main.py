@@ -17,6 +17,7 @@ from sendense_backup.import_points import Importer
 from sendense_backup.import_servicer import ImportServicer
 from sendense_backup.job_servicer import JobServicer
 from sendense_backup.jobs import Jobs
+from sendense_backup.metrics import Metrics
 from sendense_backup.policies import Policies
 from sendense_backup.policy_servicer import PolicyServicer
 from sendense_backup.scheduler import Scheduler
@@ -68,7 +69,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
         await stack.enter_async_context(engine)
         await stack.enter_async_context(Doorkeeper(runtime, engine))
         await stack.enter_async_context(Caretaker(runtime, engine))
-        await stack.enter_async_context(Scheduler(runtime))
+        scheduler = await stack.enter_async_context(Scheduler(runtime))
         backups, jobs = Backups(runtime), Jobs(runtime)
         yield Service(
             name=NAME,
@@ -101,6 +102,7 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
                 ),
             ],
             check=catalogue.database.check,
+            metrics=Metrics(runtime, scheduler).refresh,
             requests=RequestLedger(catalogue.database, requests),
         )
 

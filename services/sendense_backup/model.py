@@ -234,6 +234,8 @@ class Repository:
     path: str
     enabled: bool
     available_size_bytes: int
+    total_size_bytes: int = 0
+    full_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,18 @@ local function string_after(text, key)
   end
 end
 
+-- A path of a guest's file has 4096 bytes at most, each written as %XX.
+local LONGEST_PATH = 14000
+
+function envoy_on_request(handle)
+  if #handle:headers():get(":path") > LONGEST_PATH then
+    handle:respond(
+      {[":status"] = "414", ["content-type"] = "application/json"},
+      '{"code":3,"reason":"PATH_TOO_LONG","message":"the path is longer than 14000 bytes",' ..
+      '"help":"Paths of files have at most 4096 bytes, identifiers at most 1024.","details":[]}')
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   if tonumber(headers:get(":status")) < 400 or headers:get("content-type") ~= "application/json" then

@@ -13,7 +13,7 @@ from typing import Any
 from sendense_gateway.contract import DOWNLOAD_TEMPLATE, Contract, RestRoute, Rpc, prose
 from sendense_gateway.openapi_examples import BODIES, VALUES
 from sendense_gateway.openapi_schema import Schemas
-from sendense_gateway.routes import OPENAPI_PATH
+from sendense_gateway.routes import METRICS_PATH, OPENAPI_PATH
 
 Document = dict[str, Any]
 
@@ -193,6 +193,18 @@ def _other_paths() -> dict[str, Document]:
                     **_ERRORS,
                 },
                 "x-sendense-role": "restore",
+            }
+        },
+        METRICS_PATH: {
+            "get": {
+                "operationId": "ReadMetrics",
+                "tags": ["Gateway"],
+                "summary": "Returns the metrics of all services of this node, in Prometheus' text format",
+                "responses": {
+                    "200": {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                    **_ERRORS,
+                },
+                "x-sendense-role": "viewer",
             }
         },
         OPENAPI_PATH: {

@@ -13,9 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sendense_gateway.api_docs import add_docs
 from sendense_gateway.edge_tokens import KEYS_PATH, OIDC, OWN
-from sendense_gateway.routes import OPENAPI_PATH
+from sendense_gateway.routes import METRICS_PATH, OPENAPI_PATH
 from sendense_rpc.channel import Peer, service_peer
 from sendense_rpc.errors import SendenseError
+from sendense_rpc.identity import require_role
+from sendense_rpc.metrics import CONTENT_TYPE, gather_metrics
 from sendense_rpc.server import listening
 from sendense_rpc.settings import ServiceSettings
 
@@ -59,7 +61,20 @@ async def serving_pages(
             del request
             return web.json_response(text=document)
 
+        async def metrics(request: web.Request) -> web.Response:
+            # Envoy has checked the token; whose it is, and that it is not limited to some VMs, is checked here.
+            try:
+                caller = verifier.verify(request.headers.get("authorization"))
+                require_role(caller, "viewer", METRICS_PATH)
+                if caller.limits:
+                    raise web.HTTPForbidden(text="a limited token sees no metrics")
+            except SendenseError as error:
+                raise web.HTTPForbidden(text=error.message) from error
+            return web.Response(text=await gather_metrics(settings.run_dir), headers={"content-type": CONTENT_TYPE})
+
+        verifier = settings.verifier()
         application = web.Application()
+        application.router.add_get(METRICS_PATH, metrics)
         application.router.add_get("/readyz", ready)
         application.router.add_get(OPENAPI_PATH, describe)
         key_files = {OWN: settings.jwks_file, OIDC: settings.oidc_jwks_file}

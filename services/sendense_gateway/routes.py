@@ -25,6 +25,7 @@ PAGES_CLUSTER = "gateway"
 DOWNLOADS_CLUSTER = "restore-http"
 REFLECTION_OWNER = "access"
 OPENAPI_PATH = "/api/v1/openapi.json"
+METRICS_PATH = "/api/v1/metrics"
 DOCS_PATH = "/docs"
 
 _DISABLED: Config = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
@@ -87,6 +88,7 @@ def _grpc_route(path: str, owner: str, *, streaming: bool) -> Config:
 
 def _rest(contract: Contract) -> Iterator[Config]:
     paths: dict[str, dict[str, Config]] = {
+        METRICS_PATH: {"GET": {"route": {"cluster": PAGES_CLUSTER}, "typed_per_filter_config": _NO_TRANSCODING}},
         OPENAPI_PATH: {
             "GET": {
                 "route": {"cluster": PAGES_CLUSTER},

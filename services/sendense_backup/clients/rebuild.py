@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import UTC
 
@@ -30,10 +30,10 @@ class RebuildClient:
             async for point in points:
                 yield _point(point)
 
-    async def adopt(self, repository_id: str, backup_ids: Sequence[str], contexts: Mapping[str, str]) -> list[str]:
+    async def adopt(self, repository_id: str, backup_ids: Sequence[str], vm_context_id: str) -> list[str]:
         """Has the repository write its rows of points; returns those that it did not know before."""
         request = rebuild_pb2.AdoptPointsRequest(
-            repository_id=repository_id, backup_ids=backup_ids, vm_context_ids=contexts
+            repository_id=repository_id, backup_ids=backup_ids, vm_context_id=vm_context_id
         )
         answer = await self._peer.call(self._stub.AdoptPoints, request, timeout=SCAN_SECONDS)
         return list(answer.backup_ids)

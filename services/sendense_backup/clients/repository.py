@@ -89,15 +89,13 @@ class RepositoryClient:
     async def repository(self, name: str) -> Repository:
         """Returns a repository by id or name; REPOSITORY_NOT_FOUND lists the known ones."""
         request = repository_pb2.GetRepositoryRequest(repository_id=name)
-        found = await self._peer.call(self._repositories.GetRepository, request)
-        return Repository(
-            repository_id=found.repository_id,
-            name=found.name,
-            repository_type=found.repository_type,
-            path=found.path,
-            enabled=found.enabled,
-            available_size_bytes=found.available_size_bytes,
-        )
+        return _repository(await self._peer.call(self._repositories.GetRepository, request))
+
+    async def repositories(self) -> list[Repository]:
+        """Returns all repositories, with their room as last looked at."""
+        request = repository_pb2.ListRepositoriesRequest()
+        answer = await self._peer.call(self._repositories.ListRepositories, request)
+        return [_repository(each) for each in answer.repositories]
 
     async def latest_point(self, repository_id: str, vm_uuid: str) -> Point | None:
         """Returns the VM's newest restore point in a repository."""
@@ -221,6 +219,19 @@ class RepositoryClient:
             if error.reason == POINT_NOT_FOUND:
                 return None
             raise
+
+
+def _repository(found: repository_pb2.Repository) -> Repository:
+    return Repository(
+        repository_id=found.repository_id,
+        name=found.name,
+        repository_type=found.repository_type,
+        path=found.path,
+        enabled=found.enabled,
+        available_size_bytes=found.available_size_bytes,
+        total_size_bytes=found.total_size_bytes,
+        full_at=found.full_at.ToDatetime(UTC) if found.HasField("full_at") else None,
+    )
 
 
 def _holder(holder: Holder) -> layer_pb2.Holder:

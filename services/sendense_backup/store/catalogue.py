@@ -16,6 +16,7 @@ from sendense_backup.store.job_log import JobLog
 from sendense_backup.store.jobs import Jobs
 from sendense_backup.store.leases import Leases
 from sendense_backup.store.line import Line
+from sendense_backup.store.measures import Measures
 from sendense_backup.store.operations import Operations
 from sendense_backup.store.policies import Policies
 from sendense_backup.store.running import Running
@@ -41,6 +42,7 @@ class Catalogue:
         policies: Policies and their runs.
         schedules: When the service's own work is due.
         history: VMs' earlier backups.
+        measures: Sums and ages for metrics.
         imports: Backups that only storage knew.
     """
 
@@ -64,6 +66,7 @@ class Catalogue:
         self.policies = Policies(database)
         self.schedules = Schedules(database)
         self.history = History(database)
+        self.measures = Measures(database)
         self.imports = Imports(database)
 
     async def close(self) -> None:

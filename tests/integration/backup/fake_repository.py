@@ -25,6 +25,12 @@ class FakeRepositories(repository_pb2_grpc.RepositoryServiceServicer):
     def __init__(self, world: World) -> None:
         self._world = world
 
+    async def ListRepositories(
+        self, request: repository_pb2.ListRepositoriesRequest, context: Any
+    ) -> repository_pb2.ListRepositoriesResponse:
+        known = await self.GetRepository(repository_pb2.GetRepositoryRequest(repository_id="repo-1"), context)
+        return repository_pb2.ListRepositoriesResponse(repositories=[known])
+
     async def GetRepository(
         self, request: repository_pb2.GetRepositoryRequest, context: Any
     ) -> repository_pb2.Repository:
