@@ -131,7 +131,7 @@ async def test_both_readers_give_identical_layers_for_one_snapshot(
         same_content(sendense_home / f"{name}.qcow2", raw)
 
 
-async def test_the_vddk_plugin_is_told_everything_and_guesses_nothing(
+async def test_fact_13_the_vddk_plugin_is_told_everything_and_guesses_nothing(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path
 ) -> None:
     async with running(lab, sendense_home, "disk") as rig:
@@ -148,7 +148,7 @@ async def test_the_vddk_plugin_is_told_everything_and_guesses_nothing(
     assert asked["thumbprint"] == lab.credentials()["sha1"]
 
 
-async def test_a_delta_is_read_by_vddk_and_refused_by_https(
+async def test_fact_16_a_delta_is_read_by_vddk_and_refused_by_https(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.create_snapshot(vm, "by hand")
@@ -168,7 +168,7 @@ async def test_a_delta_is_read_by_vddk_and_refused_by_https(
         await rig.remove_snapshot(ref)
 
 
-async def test_a_host_that_refuses_a_running_vms_extent_makes_the_choice_fall_through(
+async def test_fact_16_a_host_that_refuses_a_running_vms_extent_makes_the_choice_fall_through(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path
 ) -> None:
     lab.power_off(vm)
@@ -225,7 +225,7 @@ async def test_nfc_is_a_description_and_no_new_code(
     same_content(sendense_home / "disk.qcow2", sendense_home / "snapshot.raw")
 
 
-async def test_wrong_thumbprint_and_password_have_their_reasons_and_no_fall_back(
+async def test_fact_13_wrong_thumbprint_and_password_have_their_reasons_and_no_fall_back(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """VixDiskLib says "Unknown error" for a certificate and the reader cannot know more: the agent looks again."""
@@ -254,7 +254,7 @@ def _refuse_certificate(account: object, context: object) -> None:
     raise VCenterCertificateRefused("lab", "it is another one")
 
 
-async def test_a_reader_that_aborts_in_the_middle_is_a_failed_read_and_the_rest_is_resumed(
+async def test_fact_15_a_reader_that_aborts_in_the_middle_is_a_failed_read_and_the_rest_is_resumed(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path
 ) -> None:
     lab.guest_write(vm, 0, 0, seed=1, length=40 * MIB)
@@ -278,7 +278,7 @@ async def test_a_reader_that_aborts_in_the_middle_is_a_failed_read_and_the_rest_
 
 
 @pytest.mark.parametrize("reader", ["vddk", "https"])
-async def test_a_killed_reader_is_a_failed_read_and_never_zeros(
+async def test_fact_15_a_killed_reader_is_a_failed_read_and_never_zeros(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
     lab.guest_write(vm, 0, 0, seed=2, length=40 * MIB)
@@ -310,7 +310,7 @@ async def test_a_killed_reader_is_a_failed_read_and_never_zeros(
     same_content(sendense_home / "disk.qcow2", sendense_home / "snapshot.raw")
 
 
-async def test_a_stopped_reader_does_not_hold_the_caller_who_leaves(
+async def test_fact_15_a_stopped_reader_does_not_hold_the_caller_who_leaves(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path
 ) -> None:
     vddk.slow_ns = 50_000_000
