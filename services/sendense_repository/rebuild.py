@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
@@ -32,13 +32,13 @@ class Rebuilder:
         self._locks = locks
         self._scanner = scanner
 
-    async def adopt(self, id_or_name: str, backup_ids: Sequence[str], contexts: Mapping[str, str]) -> list[str]:
+    async def adopt(self, id_or_name: str, backup_ids: Sequence[str], vm_context_id: str = "") -> list[str]:
         """Writes the rows of points and their layers; what is known already is no error.
 
         Args:
             id_or_name: The repository.
             backup_ids: The points.
-            contexts: For points whose VM is known under another context now: that context, by backup id.
+            vm_context_id: When their VM is known under another context now: that one; empty takes what storage says.
 
         Returns:
             The points that were not known before, oldest first for each VM.
@@ -60,13 +60,11 @@ class Rebuilder:
             vm_uuid = point.record.vm_uuid
             async with self._locks.hold(vm_lock(repository.repository_id, vm_uuid)):
                 if await self._catalogue.points.find(point.record.backup_id) is None:
-                    await self._adopt(repository, vm_uuid, point.record.backup_id, contexts)
+                    await self._adopt(repository, vm_uuid, point.record.backup_id, vm_context_id)
                     adopted.append(point.record.backup_id)
         return adopted
 
-    async def _adopt(
-        self, repository: RepositoryRecord, vm_uuid: str, backup_id: str, contexts: Mapping[str, str]
-    ) -> None:
+    async def _adopt(self, repository: RepositoryRecord, vm_uuid: str, backup_id: str, vm_context_id: str) -> None:
         """Adopts one point, as it is on storage now."""
         point = await asyncio.to_thread(_read, repository, vm_uuid, backup_id)
         own = {layer.layer_id for layer in point.layers}
@@ -75,7 +73,7 @@ class Rebuilder:
                 finding = f"{layer.name} below it is of restore point {layer.backup_id}, which is not imported"
                 raise LayerDamaged(point.layers[0].layer_id, finding)
         layers = [replace(layer, point_id=backup_id) for layer in point.layers]
-        record = replace(point.record, vm_context_id=contexts.get(backup_id, point.record.vm_context_id))
+        record = replace(point.record, vm_context_id=vm_context_id or point.record.vm_context_id)
         await self._catalogue.points.adopt(record, layers)
         log.info("restore point imported", backup_id=backup_id, vm_uuid=vm_uuid, layers=len(layers))
 

@@ -34,5 +34,5 @@ class RebuildServicer(rebuild_pb2_grpc.RebuildServiceServicer):
     ) -> rebuild_pb2.AdoptPointsResponse:
         """Writes the rows of points and their layers."""
         del context
-        work = self._rebuilder.adopt(request.repository_id, list(request.backup_ids), dict(request.vm_context_ids))
+        work = self._rebuilder.adopt(request.repository_id, list(request.backup_ids), request.vm_context_id)
         return rebuild_pb2.AdoptPointsResponse(backup_ids=await self._unbroken.run(work))

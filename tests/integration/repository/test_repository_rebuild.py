@@ -70,7 +70,7 @@ async def test_a_lost_catalogue_is_rebuilt_from_storage_alone(rig: Rig, second: 
     report = await upkeep.scanner.scan("old")
     assert [each.record.backup_id for each in report.importable] == [f"job-{number}" for number in range(4)]
 
-    adopted = await upkeep.rebuilder.adopt("old", [each.record.backup_id for each in report.importable], {})
+    adopted = await upkeep.rebuilder.adopt("old", [each.record.backup_id for each in report.importable])
 
     assert adopted == [f"job-{number}" for number in range(4)]
     for number in range(4):
@@ -84,7 +84,7 @@ async def test_a_lost_catalogue_is_rebuilt_from_storage_alone(rig: Rig, second: 
     assert tree(rig.root) == before
     again = await upkeep.scanner.scan("old")
     assert (again.agreed, again.importable, again.findings) == (4, [], [])
-    assert await upkeep.rebuilder.adopt("old", ["job-0"], {}) == []
+    assert await upkeep.rebuilder.adopt("old", ["job-0"]) == []
     # The chain goes on: the next increment builds on the imported point.
     second.root = rig.root
     wanted = await second.parts.points.latest("old", VM)
@@ -97,7 +97,7 @@ async def test_a_merged_layer_is_imported_under_the_names_that_storage_gives_it(
     await rig.parts.deleter.delete(Holder("delete", 1), ["job-1", "job-2"], cascade=False)
     upkeep = await take_over(second, rig)
 
-    await upkeep.rebuilder.adopt("old", ["job-3", "job-0"], {"job-3": "ctx-other", "job-0": "ctx-other"})
+    await upkeep.rebuilder.adopt("old", ["job-3", "job-0"], "ctx-other")
 
     assert (await second.parts.points.get("job-3")).point.vm_context_id == "ctx-other"
     verification = await upkeep.verification.start("v", "job-3", bytes_per_second=0, max_age_seconds=0)
@@ -121,14 +121,14 @@ async def test_an_uncommitted_layer_is_never_imported(rig: Rig, second: Rig) -> 
     assert [each.record.backup_id for each in report.importable] == ["job-0", "job-1"]
     assert {each.kind for each in report.findings} == {"uncommitted"}
     with pytest.raises(PointNotFound):
-        await upkeep.rebuilder.adopt("old", ["job-2"], {})
+        await upkeep.rebuilder.adopt("old", ["job-2"])
 
 
 async def test_a_point_is_not_imported_without_what_it_builds_on(rig: Rig, second: Rig) -> None:
     await rig.chain_of(2)
     upkeep = await take_over(second, rig)
     with pytest.raises(LayerDamaged, match="job-0"):
-        await upkeep.rebuilder.adopt("old", ["job-1"], {})
+        await upkeep.rebuilder.adopt("old", ["job-1"])
     with pytest.raises(PointNotFound):
         await second.parts.points.get("job-1")
 
@@ -228,7 +228,7 @@ async def test_bad_input_is_reported_by_name_and_siblings_are_imported(
     refused = {each.backup_id: each for each in report.findings if each.kind == "unimportable"}
     assert set(refused) == {"job-1", "job-2"}
     assert any(name in each.path for each in report.findings)
-    assert await upkeep.rebuilder.adopt("old", ["job-0", "job-9"], {}) == ["job-0", "job-9"]
+    assert await upkeep.rebuilder.adopt("old", ["job-0", "job-9"]) == ["job-0", "job-9"]
     assert rig.content(layers[0]) == disks[0]
     assert rig.content(other) == noise(len(disks[0]), 9)
 
@@ -286,7 +286,7 @@ async def test_a_forgotten_repository_can_be_registered_and_imported_again(rig: 
     assert await rig.parts.registry.all() == []
 
     record = await rig.parts.registry.create("again", "local", rig.root, RepositoryOptions(reserve_bytes=7))
-    adopted = await upkeep.rebuilder.adopt("again", ["job-1", "job-0"], {})
+    adopted = await upkeep.rebuilder.adopt("again", ["job-1", "job-0"])
 
     assert (record.name, record.options.reserve_bytes) == ("again", 7)
     assert adopted == ["job-0", "job-1"]
