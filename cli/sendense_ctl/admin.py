@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,6 @@ from sendense_ctl.connection import open_gateway
 from sendense_ctl.output import console, moment, print_json, print_table, printable
 
 vm = typer.Typer(no_args_is_help=True, help="The VMs that agents know.")
-agent = typer.Typer(no_args_is_help=True, help="Capture agents.")
 token = typer.Typer(no_args_is_help=True, help="Access tokens.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, as REST shows it.")]
@@ -30,36 +28,6 @@ def list_vms(json_: Json = False) -> None:
         return
     rows = [[v.vm_name, v.power_state, v.latest_backup_id or "–", v.inventory_path] for v in answer.vms]
     print_table(["VM", "POWER", "LATEST BACKUP", "INVENTORY"], rows, "No VMs are known.")
-
-
-@agent.command("list")
-def list_agents(json_: Json = False) -> None:
-    """List the enrolled agents."""
-    gateway = open_gateway()
-    with gateway.channel() as channel:
-        stub = access_pb2_grpc.AgentRegistryServiceStub(channel)
-        answer = gateway.call(stub.ListAgents, access_pb2.ListAgentsRequest(page_size=1000))
-    if json_:
-        print_json(answer)
-        return
-    print_table(
-        ["AGENT", "ENROLLED", "PUBLIC KEY"],
-        [[a.agent_id, moment(a.created_at), a.public_key] for a in answer.agents],
-        "No agents are enrolled.",
-    )
-
-
-@agent.command("enroll")
-def enroll_agent(
-    agent_id: Annotated[str, typer.Option("--agent-id", help="Name of the agent.")],
-    public_key: Annotated[Path, typer.Option("--public-key", help="Its public key file, id_ed25519.pub.")],
-) -> None:
-    """Let an agent connect."""
-    gateway = open_gateway()
-    request = access_pb2.EnrollAgentRequest(agent_id=agent_id, public_key=public_key.read_text().strip())
-    with gateway.channel() as channel:
-        gateway.call(access_pb2_grpc.AgentRegistryServiceStub(channel).EnrollAgent, request)
-    console.print(f"Agent {printable(agent_id)} may connect now.", markup=False)
 
 
 @token.command("create")

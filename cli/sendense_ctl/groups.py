@@ -52,7 +52,7 @@ GROUPS = (
     ("file", "Files across restore points.", "sendense_ctl.restore:file"),
     ("vm", "The VMs that agents know.", "sendense_ctl.admin:vm"),
     ("repository", "Where backups are kept.", "sendense_ctl.repository:app"),
-    ("agent", "Capture agents.", "sendense_ctl.admin:agent"),
+    ("agent", "Capture agents.", "sendense_ctl.agent:app"),
     ("token", "Access tokens.", "sendense_ctl.admin:token"),
     ("auth", "Why calls are let in or refused.", "sendense_ctl.access:auth"),
     ("audit", "Who did what.", "sendense_ctl.access:audit"),
