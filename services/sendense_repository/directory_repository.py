@@ -78,6 +78,10 @@ class DirectoryRepository:
         """Returns what is still to be copied, see `LayerDesk.remaining`."""
         return await self._parts.layers.remaining(layer_id)
 
+    async def journal_position(self, layer_id: str) -> JournalPosition:
+        """Returns how far an unsealed layer's journal is, see `LayerDesk.position`."""
+        return await self._parts.layers.position(layer_id)
+
     async def append_journal(self, holder: Holder, layer_id: str, sequence: int, encoded: bytes) -> JournalPosition:
         """Commits a flushed batch, see `LayerDesk.append`."""
         return await self._parts.layers.append(holder, layer_id, sequence, encoded)

@@ -136,6 +136,20 @@ class LayerDesk:
                 return []
             return await asyncio.to_thread(remaining_areas, placed.layer, placed.repository.path)
 
+    async def position(self, layer_id: str) -> JournalPosition:
+        """Returns how far an unsealed layer's journal is: where a copy that is resumed goes on.
+
+        Raises:
+            LayerNotFound: There is no such layer.
+            LayerDamaged: The journal, or the area list, is not as written.
+        """
+        async with self._locks.hold(layer_lock(layer_id)):
+            placed = await self.find(layer_id)
+            if placed.layer.state == "sealed" or placed.layer.poison or not placed.layer.areas_digest:
+                return JournalPosition(0, 0)
+            journal = await self._journals.get(placed.layer, placed.repository.path)
+            return JournalPosition(journal.writer.last_sequence, journal.writer.covered_bytes)
+
     async def append(self, holder: Holder, layer_id: str, sequence: int, encoded: bytes) -> JournalPosition:
         """Commits a flushed batch: when this returns, it is on disk. The same batch again is accepted once.
 

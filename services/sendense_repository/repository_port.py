@@ -97,6 +97,9 @@ class Repository(Protocol):
     async def remaining_areas(self, layer_id: str) -> list[Extent]:
         """Returns what is still to be copied."""
 
+    async def journal_position(self, layer_id: str) -> JournalPosition:
+        """Returns how far an unsealed layer's journal is."""
+
     async def append_journal(self, holder: Holder, layer_id: str, sequence: int, encoded: bytes) -> JournalPosition:
         """Commits a flushed batch."""
 

@@ -157,8 +157,11 @@ class LayerServicer(layer_pb2_grpc.LayerServiceServicer):
             estimated_bytes=max(0, request.estimated_bytes),
         )
         repository = await self._repositories.open(request.repository_id)
-        work = repository.create_layer(convert.holder(request.holder), wanted)
-        return convert.placed_layer(await self._unbroken.run(work))
+        placed = await self._unbroken.run(repository.create_layer(convert.holder(request.holder), wanted))
+        position = await repository.journal_position(placed.layer.layer_id)
+        message = convert.placed_layer(placed)
+        message.journal_sequence, message.journaled_bytes = position.last_sequence, position.journaled_bytes
+        return message
 
     async def SetAreas(
         self, request_iterator: AsyncIterator[layer_pb2.SetAreasRequest], context: Any

@@ -88,11 +88,13 @@ async def backed_up(
     placed = await repository.create_layer(holder, wanted(parent))
     layer_id = placed.layer.layer_id
     image = await repository.open_layer(holder, layer_id)
+    assert (await repository.journal_position(layer_id)).last_sequence == 0
     await repository.set_areas(holder, layer_id, areas)
     assert await repository.remaining_areas(layer_id) == areas
     await asyncio.to_thread(write_image, image.path, disk, areas, [], rig.scratch)
     await repository.append_journal(holder, layer_id, 1, encode_entries(entries_of(disk, areas)))
     assert await repository.remaining_areas(layer_id) == []
+    assert (await repository.journal_position(layer_id)).last_sequence == 1
     sealed = await repository.seal_layer(holder, layer_id, "first backup")
     assert sealed.layer.state == "sealed"
     point = NewPoint("second", VM, "web", "ctx", [layer_id], None, "")

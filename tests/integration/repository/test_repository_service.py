@@ -87,6 +87,9 @@ async def test_a_backup_over_the_wire(peer: Peer, sendense_home: Path, tmp_path:
         holder=HOLDER, layer_id=layer.layer_id, entries=encode_entries(entries_of(disk, areas)), sequence=1
     )
     state = await peer.call(layers.AppendJournal, batch)
+    # A job that died before it had the answer learns from here where to go on.
+    resumed = await peer.call(layers.CreateLayer, create)
+    assert (resumed.journal_sequence, resumed.journaled_bytes) == (state.last_sequence, state.journaled_bytes)
     assert (state.last_sequence, state.journaled_bytes) == (1, SIZE)
     assert [page async for page in peer.stream(layers.ListRemainingAreas, remaining)] == []
 
