@@ -68,7 +68,9 @@ async def same_as_snapshot(node: CaptureNode, backup_id: str, raw: Path) -> None
     assert await compared.wait() == 0
 
 
-async def test_fact_08_a_lie_is_always_caught_at_a_share_of_one(lab: LabClient, sendense_home: Path, short_tmp: Path) -> None:
+async def test_fact_08_a_lie_is_always_caught_at_a_share_of_one(
+    lab: LabClient, sendense_home: Path, short_tmp: Path
+) -> None:
     write(lab, 5, 1)
     write(lab, 40, 2)
     async with capture_node(sendense_home, lab, SENDENSE_BACKUP_AUDIT_SHARE="1") as node:
@@ -101,7 +103,9 @@ async def test_fact_08_a_lie_is_always_caught_at_a_share_of_one(lab: LabClient, 
             assert str(40 * BLOCK) in await suspicion(each.backup_id), "back to the full, which last wrote the block"
 
 
-async def test_fact_08_the_rotating_slice_alone_finds_a_lie_within_its_turns(lab: LabClient, sendense_home: Path) -> None:
+async def test_fact_08_the_rotating_slice_alone_finds_a_lie_within_its_turns(
+    lab: LabClient, sendense_home: Path
+) -> None:
     settings = {"SENDENSE_BACKUP_AUDIT_BLOCKS": "0", "SENDENSE_BACKUP_AUDIT_RUNS": "4"}
     write(lab, 250, 1)
     async with capture_node(sendense_home, lab, **settings) as node:
