@@ -13,7 +13,7 @@ from sendense.backup.v1 import backup_pb2
 from sendense_access.public_api import public_services
 from sendense_gateway.contract import DOWNLOAD_TEMPLATE, Contract, packaged
 from sendense_gateway.openapi import build
-from sendense_gateway.routes import OPENAPI_PATH
+from sendense_gateway.routes import METRICS_PATH, OPENAPI_PATH
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_module_writes_the_document(tmp_path):
 def test_every_public_path_is_described_and_no_other(contract, document):
     described = {(verb.upper(), path) for path, item in document["paths"].items() for verb in item}
     rest = {(rest.verb, rest.template) for rpc in contract.public for rest in rpc.rest}
-    own = {("GET", path) for path in (DOWNLOAD_TEMPLATE, OPENAPI_PATH, "/healthz", "/readyz")}
+    own = {("GET", path) for path in (DOWNLOAD_TEMPLATE, METRICS_PATH, OPENAPI_PATH, "/healthz", "/readyz")}
     assert described == rest | own
 
 
