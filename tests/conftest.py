@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sendense_access.keys import SigningKey, write_workload_identities
 
 pytest_plugins = ["whole_node"]
+
+# No test depends on how fast the machine is; hypothesis alone would fail an example that takes 200 ms.
+settings.register_profile("sendense", deadline=None)
+settings.load_profile("sendense")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sendense_blockio.connection import Connection
     from sendense_blockio.ledger import Ledger
     from sendense_blockio.options import CopyOptions
-    from sendense_blockio.work import WorkQueue
+    from sendense_blockio.work import Piece, WorkQueue
 
 SIDES: tuple[Side, Side] = ("source", "target")
 
@@ -98,6 +98,8 @@ class Lane:
         self._bytes_in_flight = 0
         self._exhausted = False
         self._idle = False
+        self._next: Piece | None = None
+        self._pause = 0.0
         self._flushed_round = 0
         self._flush_since: float | None = None
         self._activity: dict[Side, float] = {"source": 0.0, "target": 0.0}
@@ -142,7 +144,7 @@ class Lane:
             for one in watched:
                 if not one.update_mask() and self._needs(one.connection.side):
                     raise self._lost(one.connection.side)
-            events = poll.poll(wait)
+            events = poll.poll(min(wait, 1 + int(self._pause * 1000)) if self._pause else wait)
             now = time.monotonic()
             for fd, event in events:
                 if fd == self._wake_fd:
@@ -170,11 +172,15 @@ class Lane:
             and len(self._active) < self._max_requests
             and (reserved := self._ledger.reserve(self._options.chunk_size))
         ):
-            piece = self._work.take()
+            piece, self._next = self._next or self._work.take(), None
             data_bytes = 0 if piece is None or piece.hole else piece.length
-            self._ledger.begin(reserved, data_bytes)
+            self._pause = self._options.pace.take(data_bytes) if self._options.pace and data_bytes else 0.0
+            self._ledger.begin(reserved, 0 if self._pause else data_bytes)
             if piece is None:
                 self._exhausted = True
+                break
+            if self._pause:
+                self._next = piece
                 break
             if piece.hole and not self._write_zeroes:
                 self._ledger.add(Entry(piece.offset, piece.length, None))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sendense_blockio.pace import Pace
+
 
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
@@ -28,6 +30,7 @@ class CopyOptions:
             copy; also the deadline for connecting.
         request_seconds: a single request that takes longer fails the copy: a link slowed to a trickle moves
             always.
+        pace: a limit of data bytes per second, which other copies may share; None for none. Holes are free.
     """
 
     connections: int = 2
@@ -40,6 +43,7 @@ class CopyOptions:
     source_holes: bool | None = None
     stall_seconds: float = 60.0
     request_seconds: float = 300.0
+    pace: Pace | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= 64:

@@ -269,7 +269,7 @@ class Agent:
             await running.end()
         self._fence.admit(order.holder)
         job = CaptureJob(disk, areas, order.export_name, order.fresh_target, order.first_sequence)
-        capture = self._captures[key] = Capture(job)
+        capture = self._captures[key] = Capture(job, self._uplink.pace)
         try:
             yield capture
         finally:

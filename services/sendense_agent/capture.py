@@ -25,6 +25,7 @@ from sendense_agent.readers.nbdkit import Reader
 from sendense_blockio.engine import Batch, CopyOptions, CopyProgress, Endpoint, copy
 from sendense_blockio.errors import BlockIOError, CopyCancelledError, CopyError, EndpointError
 from sendense_blockio.extents import Extent, total
+from sendense_blockio.pace import Pace
 
 log = structlog.get_logger()
 
@@ -62,8 +63,9 @@ class Capture:
         reader: Name of the reader that is used; empty while none is.
     """
 
-    def __init__(self, job: CaptureJob) -> None:
+    def __init__(self, job: CaptureJob, pace: Pace | None = None) -> None:
         self.job = job
+        self._pace = pace
         self.progress = CopyProgress(bytes_total=total(job.areas))
         self.reader = ""
         self._cancel = threading.Event()
@@ -172,6 +174,7 @@ class Capture:
                 connections=description.connections,
                 depth=description.depth,
                 zeroes="skip" if job.fresh_target else "write",
+                pace=self._pace,
             ),
             self._hand_over,
             self.progress,

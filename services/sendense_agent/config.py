@@ -10,10 +10,12 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from sendense_agent.openssh import openssh_client
 from sendense_agent.readers.choice import ReaderChoice, configured
 from sendense_agent.readers.https import HTTPS
 from sendense_agent.readers.nfc import NFC
 from sendense_agent.readers.vddk import VDDK
+from sendense_blockio.pace import Pace
 from sendense_rpc.settings import ServiceSettings
 
 _AGENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -26,7 +28,13 @@ class AgentSettings(ServiceSettings):
         id: The enrolled agent; lower-case letters, digits and dashes.
         tunnel: `host:port` of the tunnel; empty means the one on this machine (its port is in `run/tunnel.port`).
         tunnel_host_key: File with the tunnel's SSH public host key, pinned.
+        enrollment: File that the agent joins a node from; `agent/enrollment.json` below the state directory unless set.
         lanes: SSH connections for data; 0 follows the number of cores.
+        carrier: What carries the lanes: OpenSSH's client (`openssh`, measured faster), `asyncssh`, or `auto`: OpenSSH
+            where it is installed. Control is always asyncssh's.
+        data_path: `tunnel`, or `direct` for an agent on the node's own machine and under its account: data goes to the
+            NBD server's Unix socket, not through SSH. Control and leases are the same; the copy and its proofs too.
+        bandwidth_mib: MiB a second that all copies of this agent may read together; 0 for no limit.
         reader: `auto`, or the one reader that is used: `vddk`, `https` or `nfc`. `auto` takes `vddk` first where it is
             installed and the VM runs, and passes over a reader that cannot read the disk.
         reader_of_vm: The same for single VMs, by name or instance uuid: `{"web": "https"}`.
@@ -45,7 +53,11 @@ class AgentSettings(ServiceSettings):
     id: str = "lab"
     tunnel: str = ""
     tunnel_host_key: Path | None = None
+    enrollment: Path | None = None
     lanes: int = Field(default=0, ge=0, le=32)
+    carrier: Literal["auto", "openssh", "asyncssh"] = "auto"
+    data_path: Literal["tunnel", "direct"] = "tunnel"
+    bandwidth_mib: int = Field(default=0, ge=0, le=1 << 20)
     reader: Literal["auto", "vddk", "https", "nfc"] = "auto"
     reader_of_vm: dict[str, Literal["auto", "vddk", "https", "nfc"]] = Field(default_factory=dict)
     reader_connections: int = Field(default=4, ge=1, le=16)
@@ -85,6 +97,21 @@ class AgentSettings(ServiceSettings):
         return self.directory / "vcenters.json"
 
     @property
+    def enrollment_file(self) -> Path:
+        """What the agent joins a node from; removed when it has."""
+        return self.enrollment or self.directory / "enrollment.json"
+
+    @property
+    def node_file(self) -> Path:
+        """What the agent was told of its node when it joined."""
+        return self.directory / "node.json"
+
+    @property
+    def pinned_key_file(self) -> Path:
+        """The tunnel's host key as the enrolment file had it."""
+        return self.directory / "tunnel_host_key.pub"
+
+    @property
     def host_key_file(self) -> Path:
         """The pinned host key of the tunnel."""
         return self.tunnel_host_key or self.root / "tunnel" / "host_key.pub"
@@ -98,6 +125,22 @@ class AgentSettings(ServiceSettings):
     def lane_count(self) -> int:
         """Number of SSH connections for data."""
         return self.lanes or max(1, min(4, (os.cpu_count() or 1) // 2))
+
+    @property
+    def openssh_key(self) -> Path | None:
+        """The key file for OpenSSH's client, where it is to carry the lanes; None leaves them to asyncssh."""
+        wanted = self.carrier == "openssh" or (self.carrier == "auto" and openssh_client() is not None)
+        return self.key_file if wanted else None
+
+    @property
+    def direct_socket(self) -> Path | None:
+        """The NBD server's socket, when data is not to go through the tunnel."""
+        return self.run_dir / "nbd.sock" if self.data_path == "direct" else None
+
+    @property
+    def pace(self) -> Pace | None:
+        """The limit that all copies share."""
+        return Pace(self.bandwidth_mib << 20) if self.bandwidth_mib else None
 
     def reader_choice(self) -> ReaderChoice:
         """Returns the readers with their settings, and which of them is wanted."""

@@ -89,7 +89,14 @@ class Link:
         self._name = name
         self._dialling = dialling
         self._prepare = prepare
+        self._connection: asyncssh.SSHClientConnection | None = None
         self.up = asyncio.Event()
+
+    def replace(self) -> None:
+        """Ends the connection, and with it what it carries; it is dialled again."""
+        self.up.clear()
+        if self._connection is not None:
+            self._connection.abort()
 
     async def keep_up(self) -> None:
         """Dials, and dials again whenever the connection ends; returns only when cancelled."""
@@ -116,6 +123,7 @@ class Link:
                 pinned=str(self._dialling.host_key_file),
             )
             raise
+        self._connection = connection
         try:
             await self._prepare(connection)
             self.up.set()

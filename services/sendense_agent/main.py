@@ -12,6 +12,7 @@ from sendense.agent.v1 import agent_pb2_grpc
 from sendense_agent.agent import Agent, Limits
 from sendense_agent.config import AgentSettings
 from sendense_agent.fencing import Fence
+from sendense_agent.joining import run_join
 from sendense_agent.link import Dialling
 from sendense_agent.own_key import load_or_create_key
 from sendense_agent.readers.choice import Readers
@@ -38,9 +39,23 @@ async def open_agent(settings: AgentSettings) -> AsyncIterator[Service]:
     readers = settings.sockets_dir / f"{settings.id}-readers"
     shutil.rmtree(readers, ignore_errors=True)  # of a run that was killed; its readers died with it
     dialling = Dialling(settings.id, key, settings.host_key_file, settings.tunnel_address)
-    uplink = Uplink(dialling, settings.socket(NAME), settings.lane_count, settings.sockets_dir)
+    uplink = Uplink(
+        dialling,
+        settings.socket(NAME),
+        settings.lane_count,
+        settings.sockets_dir,
+        openssh_key=settings.openssh_key,
+        direct=settings.direct_socket,
+        pace=settings.pace,
+    )
     vcenters = VCenters(settings.vcenters_file)
-    log.info("agent", id=settings.id, public_key=f"{settings.key_file}.pub", lanes=settings.lane_count)
+    log.info(
+        "agent",
+        id=settings.id,
+        public_key=f"{settings.key_file}.pub",
+        lanes=settings.lane_count,
+        data_path=settings.data_path,
+    )
 
     async def check() -> None:
         if not uplink.control.up.is_set():
@@ -68,7 +83,7 @@ async def open_agent(settings: AgentSettings) -> AsyncIterator[Service]:
 
 def main() -> None:
     """Runs the agent until SIGTERM or SIGINT."""
-    settings = AgentSettings()
+    settings = run_join(AgentSettings())
     run(lambda: open_agent(settings), settings, NAME)
 
 

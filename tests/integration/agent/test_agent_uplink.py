@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import structlog
 from fakes.nbd_server import make_qcow2, storage_daemon
 from fakes.tunnel_peers import AgentRegistryFake, ExportCatalogueFake
 from sendense_agent.config import AgentSettings
-from sendense_agent.errors import TunnelDown
+from sendense_agent.errors import CaptureFailed, TunnelDown
 from sendense_agent.link import KEEPALIVE_MISSES, KEEPALIVE_SECONDS, Dialling
 from sendense_agent.own_key import load_or_create_key
 from sendense_agent.uplink import Uplink
@@ -44,12 +45,18 @@ async def settings(sendense_home: Path) -> AsyncIterator[TunnelSettings]:
         yield found
 
 
+@pytest.fixture(params=["asyncssh", "openssh"], autouse=True)
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds whatever carries the lanes."""
+    monkeypatch.setenv("SENDENSE_AGENT_CARRIER", request.param)
+
+
 def uplink_of(settings: AgentSettings, lanes: int = 2) -> Uplink:
     key = load_or_create_key(settings.key_file, "x")
     dialling = Dialling("lab", key, settings.host_key_file, settings.tunnel_address)
     settings.sockets_dir.mkdir(parents=True, exist_ok=True)
     settings.socket("agent").touch()
-    return Uplink(dialling, settings.socket("agent"), lanes, settings.sockets_dir)
+    return Uplink(dialling, settings.socket("agent"), lanes, settings.sockets_dir, openssh_key=settings.openssh_key)
 
 
 def size_through(socket: Path) -> int:
@@ -84,6 +91,52 @@ async def test_lanes_are_shared_evenly(settings: TunnelSettings) -> None:
         async with uplink.lane() as first, uplink.lane() as second, uplink.lane() as third:
             assert len({first, second}) == 2
             assert third in {first, second}
+
+
+async def test_a_lane_on_which_a_copy_stalled_is_replaced_and_others_carry_on(settings: TunnelSettings) -> None:
+    uplink = uplink_of(AgentSettings())
+    async with open_tunnel(settings), uplink.running():
+        for lane in uplink._lanes:
+            await asyncio.wait_for(lane.link.up.wait(), 60)
+        held = nbd.NBD()
+        held.set_export_name("mine")
+
+        async def stalls() -> None:
+            async with uplink.lane() as socket:
+                await asyncio.to_thread(held.connect_unix, str(socket))
+                raise CaptureFailed("nothing moved", side="target", cause="COPY_STALLED", retryable=True)
+
+        with pytest.raises(CaptureFailed):
+            await stalls()
+        async with asyncio.timeout(60):
+            while not (held.aio_is_dead() or held.aio_is_closed()):  # what it carried has ended
+                with contextlib.suppress(nbd.Error):
+                    await asyncio.to_thread(held.poll, 100)
+        for lane in uplink._lanes:
+            await asyncio.wait_for(lane.link.up.wait(), 60)
+            assert await asyncio.to_thread(size_through, lane.socket) == 8 * MIB
+
+
+async def test_an_agent_on_the_node_may_skip_the_lanes(
+    settings: TunnelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENDENSE_AGENT_DATA_PATH", "direct")
+    agent = AgentSettings()
+    uplink = Uplink(
+        Dialling("lab", load_or_create_key(agent.key_file, "x"), agent.host_key_file, agent.tunnel_address),
+        agent.socket("agent"),
+        agent.lane_count,
+        agent.sockets_dir,
+        direct=agent.direct_socket,
+    )
+    agent.sockets_dir.mkdir(parents=True, exist_ok=True)
+    agent.socket("agent").touch()
+    async with open_tunnel(settings), uplink.running():
+        await asyncio.wait_for(uplink.control.up.wait(), 60)
+        assert not list(agent.sockets_dir.glob("*-lane-*"))
+        async with uplink.lane() as socket:
+            assert socket == settings.nbd_socket
+            assert await asyncio.to_thread(size_through, socket) == 8 * MIB
 
 
 async def test_another_host_key_is_a_hard_stop_that_is_logged(settings: TunnelSettings) -> None:
@@ -152,7 +205,7 @@ async def test_the_programs_start_meet_and_leave_nothing(settings: TunnelSetting
             program.send_signal(signal.SIGINT)
         codes = [await asyncio.wait_for(program.wait(), 20) for program in programs]
     assert codes == [0, 0]
-    left = [path.name for path in settings.run_dir.rglob("*") if path.is_socket()]
+    left = [path.name for path in settings.run_dir.rglob("*.sock") if path.is_socket()]
     assert sorted(left) == ["access.sock", "exports.sock", "nbd.sock"]
     assert not settings.port_file.exists()
     assert not agent.socket("agent").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sendense_blockio.endpoint import Endpoint
 from sendense_blockio.engine import Batch, CopyOptions, CopyProgress, copy
 from sendense_blockio.extents import Extent, total
 from sendense_blockio.journal import Entry, covers_exactly
+from sendense_blockio.pace import BURST_SECONDS, Pace
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -229,3 +231,18 @@ def test_memory_does_not_grow_with_the_disk(nbd_servers: NbdServers, tebibytes: 
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_copies_that_share_a_pace_keep_it_and_lose_nothing(nbd_servers: NbdServers) -> None:
+    size = 2 * MIB
+    pace = Pace(8 * MIB)
+    options = CopyOptions(chunk_size=64 * KIB, pace=pace)
+    first, _ = nbd_servers.nbdkit("pattern", str(size))
+    started = time.monotonic()
+    batches: list[Batch] = []
+    for _ in range(2):
+        target, _ = nbd_servers.nbdkit("memory", str(size))
+        copy(first, target, [Extent(0, size)], options, batches.append)
+    # 4 MiB at 8 MiB/s, less one burst: sooner is impossible, however fast the machine is.
+    assert time.monotonic() - started > 0.5 - BURST_SECONDS - 64 * KIB / (8 * MIB)
+    assert sum(batch.bytes_covered for batch in batches) == 2 * size
