@@ -1,4 +1,4 @@
-"""Row 8, the tunnel's and the readers' part: another SSH host key, certificate or disk behind an NBD socket: hard stops.
+"""Row 8, the tunnel's and the readers' part: another SSH host key, certificate or disk behind a socket: hard stops.
 
 Nothing is sent to whoever shows another identity, nothing is read from it, and the error names the identity. Changing
 the pin (by a person) is the only way on.
