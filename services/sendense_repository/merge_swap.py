@@ -17,6 +17,7 @@ import structlog
 from sendense_repository import documents, durable
 from sendense_repository.documents import DocumentError
 from sendense_repository.errors import LayerDamaged
+from sendense_repository.file_flags import is_immutable, protect, unprotect
 from sendense_repository.layout import LayerFiles
 from sendense_repository.parentage import SIDECAR_KIND
 from sendense_repository.records import LayerRecord
@@ -38,8 +39,11 @@ async def swap(catalogue: Catalogue, root: Path, child: LayerRecord, observe: St
         LayerDamaged: There is no proven merge: the layers below must stay.
     """
     files = child.files(root)
+    replaced = (files.sealed, files.journal, files.sidecar)
     try:
         if await asyncio.to_thread(files.merged_sidecar.exists):
+            protected = await asyncio.to_thread(is_immutable, files.sealed)
+            await asyncio.to_thread(unprotect, replaced)
             await asyncio.to_thread(_admit_both, child, files)
             observe("swap-admitted")
             await asyncio.to_thread(_move_over, files.merged, files.sealed)
@@ -48,6 +52,8 @@ async def swap(catalogue: Catalogue, root: Path, child: LayerRecord, observe: St
             observe("swap-journal")
             await asyncio.to_thread(_move_over, files.merged_sidecar, files.sidecar)
             observe("swap-sidecar")
+            if protected:
+                await asyncio.to_thread(protect, replaced)
         now = await asyncio.to_thread(_as_described, child, files)
     except (DocumentError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise LayerDamaged(child.layer_id, f"its merge cannot be put in place: {error}") from error

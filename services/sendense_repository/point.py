@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -22,6 +23,7 @@ from sendense_repository.errors import (
     PointNotFound,
     is_no_space,
 )
+from sendense_repository.file_flags import protect
 from sendense_repository.locks import NamedLocks, vm_lock
 from sendense_repository.parentage import require_as_sealed, require_latest
 from sendense_repository.reconcile import Reconciler
@@ -110,6 +112,8 @@ class PointDesk:
             record = replace(record, digest=digest)
             await self._catalogue.points.add(record, [layer.layer_id for layer in layers])
             self._observe("point-row")
+            if repository.options.immutable_files:
+                await asyncio.to_thread(_make_immutable, path, layers, repository)
         log.info("restore point committed", backup_id=record.backup_id, sequence=record.sequence)
         return await self._placed(record, repository)
 
@@ -221,6 +225,15 @@ class PointDesk:
             snapshot_at=wanted.snapshot_at,
             committed_at=utc_now(),
         )
+
+
+def _make_immutable(path: Path, layers: Sequence[LayerRecord], repository: RepositoryRecord) -> None:
+    """Guards a committed point's files against accidents; that it cannot be done is no reason to lose the point."""
+    files = [layer.files(repository.path) for layer in layers]
+    try:
+        protect([path, *(each for one in files for each in (one.sealed, one.journal, one.sidecar))])
+    except OSError as error:
+        log.warning("files cannot be made immutable", path=str(path), error=error.strerror)
 
 
 def _check_hardware(hardware_json: str) -> None:

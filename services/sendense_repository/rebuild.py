@@ -11,6 +11,7 @@ import structlog
 from sendense_repository import durable
 from sendense_repository.documents import DocumentError
 from sendense_repository.errors import LayerDamaged, PointNotFound
+from sendense_repository.file_flags import unprotect
 from sendense_repository.layout import LayerFiles
 from sendense_repository.locks import NamedLocks, vm_lock
 from sendense_repository.records import LayerRecord, RepositoryRecord
@@ -106,6 +107,7 @@ def _finish_swap(layer: LayerRecord, repository: RepositoryRecord) -> bool:
         (files.merged_sidecar, files.sidecar),
     ):
         if source.exists():
+            unprotect([target])
             source.replace(target)
     durable.sync_directory(files.directory)
     return True

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sendense_repository import durable, layout
+from sendense_repository.file_flags import unprotect
 from sendense_repository.layer_files import remove_layer_files
 from sendense_repository.merge_swap import swap
 from sendense_repository.records import PointRecord
@@ -69,6 +70,7 @@ def _remove_point_file(path: Path) -> int:
         size = path.stat().st_blocks * 512
     except FileNotFoundError:
         return 0
+    unprotect([path])
     durable.remove(path)
     durable.sync_directory(path.parent)
     return size
