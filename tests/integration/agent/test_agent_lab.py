@@ -83,6 +83,20 @@ async def test_vms_are_listed_and_inspected(rig: AgentRig, lab: LabClient, vm: s
     assert [d.identity for d in seen.disks] == [f"{d['uuid']}/{d['key']}" for d in expected["disks"]]
     assert seen.datastore_free_bytes > 0
     assert (seen.power_state, seen.snapshot_count, seen.change_tracking_supported) == ("poweredOn", 0, True)
+    assert (seen.tools_status, seen.host) == ("guestToolsRunning", expected["host"])
+    assert seen.guest_name.startswith("Debian")
+    assert [d.slot for d in seen.disks] == ["SCSI controller 0:0", "SCSI controller 0:1"]
+    (datastore,) = seen.datastores
+    assert {d.datastore for d in seen.disks} == {datastore.name}
+    assert 0 < datastore.free_bytes == seen.datastore_free_bytes <= datastore.capacity_bytes
+    lab.create_snapshot(vm, "mine")
+    ours = await rig.create_snapshot(agent_pb2.VmRef(vcenter_uuid=listed.vcenter_uuid, vm_uuid=listed.vm_uuid))
+    seen = await rig.inspect(agent_pb2.VmRef(vcenter_uuid=listed.vcenter_uuid, vm_uuid=listed.vm_uuid))
+    assert [(each.name, each.job_id, each.installation_id) for each in seen.snapshots] == [
+        ("mine", "", ""),
+        (ours.name, "backup-web-1", "installation-1"),
+    ]
+    assert seen.snapshots[1].moref == ours.moref
     hardware = json.loads(seen.hardware_json)
     assert hardware["hardware"]["numCPU"] >= 1
     assert lab.credentials()["password"] not in seen.hardware_json

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from rehearsal import Rehearsal, rehearsal
 from sendense_backup.decisions import FullReason
 from sendense_backup.model import COMPLETED, FAILED, Job, VmRef
+from sendense_backup.workflows import preparation
 from sendense_lab.client import LabClient
 
 BLOCK = 64 * 1024
@@ -336,6 +338,21 @@ async def test_fact_10_a_foreign_snapshot_with_our_name_is_never_removed(make: M
     )
     await vm.back_up()
     assert len(vm.open_snapshots()) == 2
+
+
+async def test_fact_10_a_snapshot_of_ours_that_the_catalogue_forgot_goes_after_a_day(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue was restored from a copy that does not know the job any more."""
+    vm = await make()
+    await vm.back_up()
+    forgotten = await vm.node.agent.create_snapshot(vm.ref, vm.node.holder("backup-forgotten", 3), quiesce=False)
+    await vm.back_up()
+    assert [each["moref"] for each in vm.open_snapshots()] == [forgotten.moref]  # it may be somebody's who runs still
+    monkeypatch.setattr(preparation, "FORGOTTEN_AFTER", timedelta(0))
+    await vm.back_up()
+    assert vm.open_snapshots() == []
+    assert [line for line in await vm.log("warning") if "forgotten snapshot" in line]
 
 
 @pytest.mark.parametrize(

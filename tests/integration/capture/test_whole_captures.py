@@ -28,7 +28,7 @@ MIB = 1 << 20
 @pytest.fixture
 async def node(sendense_home: Path) -> AsyncIterator[CaptureNode]:
     with LabClient.start(sendense_home, SENDENSE_LAB_KEEP_SNAPSHOTS="1") as lab:
-        async with capture_node(sendense_home, lab) as running:
+        async with capture_node(sendense_home, lab, SENDENSE_BACKUP_SWEEP_SECONDS="0.5") as running:
             yield running
 
 
@@ -65,6 +65,28 @@ async def test_whatever_happens_to_a_vm_each_backup_is_its_snapshot(node: Captur
             assert (backup.error_reason, locked) == ("VCENTER_FAULT", True), backup.error_message
             continue
         node.assert_equal(node.lab, "web", backup)
+
+
+async def test_a_disk_is_left_out_and_what_the_snapshot_is_is_told(node: CaptureNode) -> None:
+    node.lab.create_vm("two", ["1M:blank", "1M:blank@1"])
+    node.lab.set_fault("quiesce")
+    backup = await node.back_up("two", "full", exclude_disks=["Hard disk 2"], quiesce=True)
+    assert [(disk.status, disk.reason) for disk in backup.disks] == [
+        ("completed", "first backup"),
+        ("skipped", "excluded by the caller"),
+    ]
+    assert backup.consistency == "crash-consistent"
+    assert "ApplicationQuiesceFault" in backup.consistency_note
+    assert list(backup.exclude_disks) == ["Hard disk 2"]
+    node.lab.clear_faults()
+    with node.lab.fault("snapshot-remove", error="FileLocked"):
+        stuck = await node.back_up("two", quiesce=True)
+        assert "FileLocked" in stuck.alert
+    assert (stuck.consistency, stuck.consistency_note) == ("quiesced", "")
+    async with asyncio.timeout(240):
+        while (await node.get(stuck.backup_id)).alert:  # noqa: ASYNC110  # the caretaker, in its process, goes on trying
+            await asyncio.sleep(0.2)
+    assert [each for each in node.lab.snapshots("two") if not each["kept"]] == []
 
 
 async def test_fact_17_sessions_that_expire_in_the_middle_of_a_copy_cost_nothing(node: CaptureNode) -> None:
