@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from repository_rig import CONTEXT, VM, Rig, noise, open_rig, tree
+from repository_rig import VM, Rig, noise, open_rig, tree
 
 from sendense_blockio.extents import Extent
 from sendense_repository import documents
 from sendense_repository.errors import LayerDamaged, PointNotFound, RepositoryUnusable
-from sendense_repository.layout import MARKER_NAME, point_file
+from sendense_repository.layout import MARKER_NAME
 from sendense_repository.options import RepositoryOptions
 from sendense_repository.parentage import SIDECAR_KIND
 from sendense_repository.records import Holder, PlacedLayer
@@ -63,35 +63,6 @@ async def test_a_clean_repository_agrees_with_its_catalogue(rig: Rig) -> None:
     assert tree(rig.root) == before
 
 
-async def test_a_lost_catalogue_is_rebuilt_from_storage_alone(rig: Rig, second: Rig) -> None:
-    layers, disks = await rig.chain_of(4)
-    before = tree(rig.root)
-    upkeep = await take_over(second, rig)
-    report = await upkeep.scanner.scan("old")
-    assert [each.record.backup_id for each in report.importable] == [f"job-{number}" for number in range(4)]
-
-    adopted = await upkeep.rebuilder.adopt("old", [each.record.backup_id for each in report.importable])
-
-    assert adopted == [f"job-{number}" for number in range(4)]
-    for number in range(4):
-        mine = await second.parts.points.get(f"job-{number}")
-        theirs = await rig.parts.points.get(f"job-{number}")
-        assert mine.point == theirs.point
-        assert [layer.layer_id for layer in mine.layers] == [layer.layer_id for layer in theirs.layers]
-        assert mine.layers[0].digest == theirs.layers[0].digest
-    (chain,) = await second.parts.chains.of_context(CONTEXT)
-    assert (len(chain.layers), chain.current) == (4, True)
-    assert tree(rig.root) == before
-    again = await upkeep.scanner.scan("old")
-    assert (again.agreed, again.importable, again.findings) == (4, [], [])
-    assert await upkeep.rebuilder.adopt("old", ["job-0"]) == []
-    # The chain goes on: the next increment builds on the imported point.
-    second.root = rig.root
-    wanted = await second.parts.points.latest("old", VM)
-    assert wanted.layers[0].layer_id == layers[3].layer.layer_id
-    assert rig.content(layers[3]) == disks[3]
-
-
 async def test_a_merged_layer_is_imported_under_the_names_that_storage_gives_it(rig: Rig, second: Rig) -> None:
     layers, disks = await rig.chain_of(4)
     await rig.parts.deleter.delete(Holder("delete", 1), ["job-1", "job-2"], cascade=False)
@@ -131,44 +102,6 @@ async def test_a_point_is_not_imported_without_what_it_builds_on(rig: Rig, secon
         await upkeep.rebuilder.adopt("old", ["job-1"])
     with pytest.raises(PointNotFound):
         await second.parts.points.get("job-1")
-
-
-async def test_row_22_a_catalogue_ahead_of_storage_is_reported(rig: Rig) -> None:
-    layers, _ = await rig.chain_of(3)
-    point_file(rig.root, VM, "job-2").unlink()
-    layers[1].layer.files(rig.root).journal.unlink()
-
-    report = await scan(rig)
-
-    assert kinds(report) == {"job-2.json": "missing", layers[1].layer.files(rig.root).journal.name: "damaged"}
-    assert report.agreed == 1
-    assert (await rig.parts.points.get("job-2")).point.backup_id == "job-2"
-
-
-async def test_row_22_unknown_files_are_reported_and_left_alone(rig: Rig) -> None:
-    await rig.chain_of(1)
-    foreign = [
-        rig.root / "notes.txt",
-        rig.root / VM / "photo.jpg",
-        rig.root / VM / "disk-0" / "mine.qcow2",
-        rig.root / VM / "disk-0" / "incr-20200101-000000.qcow2",
-        rig.root / VM / ".new-left",
-    ]
-    for path in foreign:
-        path.write_bytes(b"somebody's")
-    (rig.root / VM / "disk-0" / "link").symlink_to("/etc")
-
-    report = await scan(rig)
-
-    assert kinds(report) == {
-        "notes.txt": "unknown",
-        "photo.jpg": "unknown",
-        "mine.qcow2": "unknown",
-        "link": "unknown",
-        "incr-20200101-000000.qcow2": "uncommitted",
-        ".new-left": "leftover",
-    }
-    assert all(path.read_bytes() == b"somebody's" for path in foreign)
 
 
 def _cut_sidecar(rig: Rig, layer: PlacedLayer) -> str:

@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 from repository_rig import VM, Rig, open_rig
 
-from sendense_db.columns import utc_now
 from sendense_repository.errors import InvalidValue
-from sendense_repository.options import RepositoryOptions
 from sendense_repository.records import Holder
 from sendense_repository.retention import Rules
 from sendense_repository.retention_desk import RetentionPlan
 from sendense_repository.store.retention import RetentionRun
-from sendense_repository.trusted_clock import read_machine
 from sendense_repository.upkeep import Upkeep, build_upkeep
-from sendense_repository.upkeep_errors import ClockInDoubt, PlanChanged, PointLocked, RetentionNotFound
+from sendense_repository.upkeep_errors import PlanChanged, RetentionNotFound
 
 LAST_TWO = Rules(keep_last=2)
 
@@ -49,13 +46,6 @@ async def applied(upkeep: Upkeep, plan: RetentionPlan, run_id: str = "run", atte
 async def points_of(rig: Rig) -> list[str]:
     repository = await rig.parts.registry.get("local")
     return [point.backup_id for point in await rig.parts.catalogue.points.of_vm(repository.repository_id, VM)]
-
-
-async def lock(rig: Rig, seconds: int) -> None:
-    """Locks new points, and those that are there."""
-    record = await rig.parts.registry.get("local")
-    options = RepositoryOptions().with_lock(seconds, utc_now())
-    await rig.parts.catalogue.repositories.update(replace(record, options=options))
 
 
 async def test_apply_does_exactly_the_plan_and_kept_points_read_as_before(rig: Rig, upkeep: Upkeep) -> None:
@@ -111,41 +101,6 @@ async def test_a_plan_is_only_good_for_a_day_and_for_its_own_rules(rig: Rig, upk
             await upkeep.retention.start(
                 Holder("run", 1), "local", other.vm_uuids, other.rules, other.as_of, plan.digest
             )
-    assert len(await points_of(rig)) == 3
-
-
-async def test_row_19_nothing_deletes_a_locked_point(rig: Rig, upkeep: Upkeep) -> None:
-    await rig.chain_of(3)
-    await lock(rig, 3600)
-    plan = await upkeep.retention.plan("local", [], Rules(keep_last=1))
-
-    assert plan.removed() == {}
-    assert all(any(why.startswith("locked until") for why in each.verdict.rules) for each in plan.points)
-    for cascade in (False, True):
-        with pytest.raises(PointLocked):
-            await rig.parts.deleter.delete(Holder("delete", 1), ["job-0"], cascade=cascade)
-    assert len(await points_of(rig)) == 3
-
-
-async def test_row_19_a_clock_set_forward_opens_no_lock_and_stops_retention(
-    rig: Rig, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await rig.chain_of(3)
-    await lock(rig, 86_400)
-    plan = await upkeep.retention.plan("local", [], Rules(keep_last=1))
-    honest = read_machine()
-
-    def set_forward() -> object:
-        return replace(read_machine(), wall=honest.wall + timedelta(days=30))
-
-    for module in ("immutability", "retention_desk"):
-        monkeypatch.setattr(f"sendense_repository.{module}.read_machine", set_forward)
-
-    assert (await upkeep.retention.plan("local", [], Rules(keep_last=1))).removed() == {}
-    with pytest.raises(PointLocked):
-        await rig.parts.deleter.delete(Holder("delete", 1), ["job-2"], cascade=False)
-    with pytest.raises(ClockInDoubt):
-        await applied(upkeep, plan)
     assert len(await points_of(rig)) == 3
 
 
