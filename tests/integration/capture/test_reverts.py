@@ -6,8 +6,9 @@ each layer with its snapshot, so an increment that trusted the query would fail 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,18 +59,23 @@ class Life:
         self.write(9)
 
 
-@asynccontextmanager
-async def living(home: Path) -> AsyncIterator[Life]:
-    with LabClient.start(home) as lab:
-        lab.create_vm(VM, ["1M:blank"])
-        async with rehearsal(home, lab) as node:
-            yield Life(node, await node.ref(VM))
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LabClient]:
+    home = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
+    try:
+        with LabClient.start(home) as client:
+            yield client
+    finally:
+        shutil.rmtree(home)
 
 
 @pytest.fixture
-async def life(sendense_home: Path) -> AsyncIterator[Life]:
-    async with living(sendense_home) as made:
-        yield made
+async def life(lab: LabClient, sendense_home: Path) -> AsyncIterator[Life]:
+    lab.create_vm(VM, ["1M:blank"])
+    async with rehearsal(sendense_home, lab) as node:
+        yield Life(node, await node.ref(VM))
+    lab.clear_faults()
+    lab.delete_vm(VM)
 
 
 @pytest.mark.parametrize("hide", [True, False])
