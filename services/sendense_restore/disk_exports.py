@@ -139,7 +139,10 @@ class DiskExports:
             await self._leases.take(row)
             point = await self._points.get(whole_id)
             (disk,) = chosen_disks(point, Wish(disk_ids=(disk_id,), force=force))
-            await asyncio.to_thread(_check_room, disk, self._directory)
+            try:
+                await asyncio.to_thread(_check_room, disk, self._directory)
+            except (QemuError, OSError) as error:
+                raise DiskExportFailed(export_id, str(error)) from error
             await asyncio.to_thread(directory.mkdir, mode=0o700)
         except BaseException:
             await self._leases.give_back(export_id, whole_id)

@@ -39,9 +39,10 @@ class _HowToMount:
 
 
 _FILE_SYSTEMS = {
-    "ext2": _HowToMount("ext4"),
-    "ext3": _HowToMount("ext4"),
-    "ext4": _HowToMount("ext4"),
+    # A superblock may ask the kernel to panic at the first error that it meets: a wish that is not the host's.
+    "ext2": _HowToMount("ext4", ("errors=remount-ro",)),
+    "ext3": _HowToMount("ext4", ("errors=remount-ro",)),
+    "ext4": _HowToMount("ext4", ("errors=remount-ro",)),
     # The same file system may be mounted from several restore points at once.
     "xfs": _HowToMount("xfs", ("nouuid",)),
     "btrfs": _HowToMount("btrfs", ("subvolid=5",)),

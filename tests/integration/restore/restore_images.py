@@ -242,7 +242,9 @@ def _duo(directory: Path) -> dict[str, Point]:
     }
 
 
-CANARY = Path("/tmp/sendense-restore-canary")
+CANARY = Path(f"/tmp/sendense-restore-canary-{os.getpid()}")
+"""A file of the host that guests' tricks lead to; each test process has its own."""
+
 NAME_NO_UTF8 = b"caf\xe9 \\ new\nline"
 
 

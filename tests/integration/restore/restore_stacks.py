@@ -125,7 +125,7 @@ def _over_two_disks(directory: Path, content: Path) -> tuple[Path, Path]:
 
 def _encrypted(directory: Path, content: Path) -> Path:
     target = directory / "luks.raw"
-    options = "key-secret=s,iter-time=100,cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256"
+    options = "key-secret=s,iter-time=10,cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256"
     command = ["qemu-img", "convert", "-f", "raw", "-O", "luks", "--object", f"secret,id=s,data={PASSPHRASE}"]
     for _ in range(20):
         done = subprocess.run([*command, "-o", options, content, target], capture_output=True, text=True, check=False)

@@ -19,6 +19,7 @@ from sendense.repository.v1 import integrity_pb2, layer_pb2, point_pb2, point_pb
 from sendense.restore.v1 import disk_pb2_grpc, restore_pb2, restore_pb2_grpc
 from sendense_access.keys import SigningKey
 from sendense_db.engine import Database
+from sendense_qemu.errors import HeaderError
 from sendense_qemu.header import check_chain, read_header
 from sendense_qemu.nodes import file_access, qcow2_node
 from sendense_qemu.storage_daemon import StorageDaemon
@@ -59,6 +60,14 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         return backup_pb2.Backup(backup_id=found[0].backup_id, status=found[0].status)
 
 
+def virtual_size(layer: Path) -> int:
+    """What the repository noted when it sealed the layer; tampering came later."""
+    try:
+        return read_header(layer).virtual_size
+    except HeaderError:
+        return 16 << 20
+
+
 class FakePoints(point_pb2_grpc.PointServiceServicer):
     """Knows restore points, and who holds a lease on them."""
 
@@ -73,9 +82,7 @@ class FakePoints(point_pb2_grpc.PointServiceServicer):
         assert any(backup_id == request.backup_id for backup_id, _ in self.leases), "read without a lease"
         point = next(p for p in self.points.values() if p.backup_id == request.backup_id)
         layers = [
-            layer_pb2.Layer(
-                disk_id=disk, path=str(path), state="sealed", virtual_size_bytes=read_header(path).virtual_size
-            )
+            layer_pb2.Layer(disk_id=disk, path=str(path), state="sealed", virtual_size_bytes=virtual_size(path))
             for disk, path in point.layers.items()
         ]
         integrity = integrity_pb2.Integrity(state="corrupt" if point.damaged else "verified")
@@ -224,7 +231,7 @@ def left_on_host(home: Path) -> list[str]:
                 command = (process / "cmdline").read_bytes()
             except OSError:
                 continue
-            if os.fsencode(home) in command:
+            if os.fsencode(home) in command and b"/nbd.qmp" not in command:  # FakeExports' is not the service's
                 left.append(f"process {process.name} {command!r}")
     for directory in (home / "restore", home / "mnt"):
         left += [f"file {path}" for path in directory.glob("*") if path.name != "exports"]
