@@ -5,6 +5,7 @@ Only for images whose headers were judged (`sendense_qemu.header`): plain cluste
 
 from __future__ import annotations
 
+import errno
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,10 @@ from typing import Self
 
 from sendense_blockio.extents import Extent, merge
 from sendense_qemu.img import MapExtent
+
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_ALIGNMENT = 4096
+"""No file system asks more of direct reads."""
 
 
 class UnreadableData(Exception):
@@ -32,9 +37,13 @@ class ImageData:
         self._allocation = allocation
         self._starts = [each.start for each in allocation]
         self._descriptors: list[int] = []
+        self._direct: list[int] = []
         try:
             for path in files:
-                self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                self._descriptors.append(os.open(path, _FLAGS))
+                direct = _open_direct(path)
+                if direct is not None:
+                    self._direct.append(direct)
         except BaseException:
             self.close()
             raise
@@ -52,10 +61,37 @@ class ImageData:
             if run.zero or not run.data:
                 parts.append(bytes(length))
                 continue
-            if run.offset is None or run.depth >= len(self._descriptors):
-                raise UnreadableData(f"the data at {begin} lies at no known place of layer {run.depth}")
-            parts.append(self._from_file(self._descriptors[run.depth], run.offset + begin - run.start, length))
+            descriptor, offset = self._place(run, begin)
+            parts.append(self._from_file(descriptor, offset, length))
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, extent: Extent, buffer: memoryview) -> memoryview:
+        """Reads an extent into a buffer that is at least as long, and returns the filled part of it.
+
+        Past the page cache where buffer, offsets and lengths allow: what was just written past it is read once, into
+        pages that are there already; fresh ones cost more than the reading.
+
+        Raises:
+            UnreadableData: The map is not one of plain images.
+            OSError: A file cannot be read.
+        """
+        for run, begin, end in self._runs(extent):
+            part = buffer[begin - extent.offset : end - extent.offset]
+            if run.zero or not run.data:
+                part[:] = bytes(len(part))
+                continue
+            descriptor, offset = self._place(run, begin)
+            aligned = not (offset | len(part) | (begin - extent.offset)) % _ALIGNMENT
+            if aligned and len(self._direct) == len(self._descriptors):
+                descriptor = self._direct[run.depth]
+            if os.preadv(descriptor, [part], offset) != len(part):
+                part[:] = self._from_file(self._descriptors[run.depth], offset, len(part))
+        return buffer[: extent.length]
+
+    def _place(self, run: MapExtent, begin: int) -> tuple[int, int]:
+        if run.offset is None or run.depth >= len(self._descriptors):
+            raise UnreadableData(f"the data at {begin} lies at no known place of layer {run.depth}")
+        return self._descriptors[run.depth], run.offset + begin - run.start
 
     def zeroes_in(self, extent: Extent) -> list[Extent]:
         """Returns the parts of an extent that are no data, in order."""
@@ -89,8 +125,9 @@ class ImageData:
 
     def close(self) -> None:
         """Closes the files."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        for descriptors in (self._descriptors, self._direct):
+            while descriptors:
+                os.close(descriptors.pop())
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +136,15 @@ class ImageData:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open_direct(path: Path) -> int | None:
+    try:
+        return os.open(path, _FLAGS | os.O_DIRECT)
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.EOPNOTSUPP}:
+            return None
+        raise
 
 
 def same_places(one: Sequence[MapExtent], other: Sequence[MapExtent]) -> list[Extent]:

@@ -10,13 +10,14 @@ original, at the same place of the file and never written, is not read again.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import TypeVar
 
 from blake3 import blake3
@@ -85,7 +86,7 @@ def prove_merge(
     *,
     cloned: bool,
     virtual_size: int,
-    cancel: Event,
+    cancel: threading.Event,
 ) -> list[Entry]:
     """Proves a merged image and returns its own manifest, in order; blocks while it reads.
 
@@ -122,7 +123,10 @@ def prove_merge(
 
 
 def _each(
-    pool: ThreadPoolExecutor, work: Callable[[Sequence[Item]], list[Entry]], items: Sequence[Item], cancel: Event
+    pool: ThreadPoolExecutor,
+    work: Callable[[Sequence[Item]], list[Entry]],
+    items: Sequence[Item],
+    cancel: threading.Event,
 ) -> list[list[Entry]]:
     """Works through items in slices, several at a time."""
 
@@ -140,6 +144,14 @@ class _Prover:
     def __init__(self, target: ImageData, sources: Sequence[ImageData]) -> None:
         self._target = target
         self._sources = sources
+        self._local = threading.local()
+
+    def _buffer(self, length: int) -> memoryview:
+        """Returns this thread's buffer, aligned to pages and at least so long; the next call overwrites it."""
+        buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._local.buffer = mmap.mmap(-1, max(length, _PIECE))
+        return memoryview(buffer)
 
     def unnamed(self, extents: Sequence[Extent]) -> list[Entry]:
         """Compares bytes that no entry names with the chain."""
@@ -171,7 +183,7 @@ class _Prover:
     def _whole(self, visible: Visible) -> Iterator[Entry]:
         entry = visible.entry
         whole = Extent(entry.offset, entry.length)
-        content = self._target.read(whole)
+        content = self._target.read_into(whole, self._buffer(entry.length))
         if blake3(content).digest() != entry.digest:
             self._require_sound(visible)
             raise MergeDiffers(whole)
@@ -195,7 +207,7 @@ class _Prover:
             raise SourceDamaged(visible.depth, entry)
         return content
 
-    def _described(self, extent: Extent, content: bytes, digest: bytes | None) -> Iterator[Entry]:
+    def _described(self, extent: Extent, content: bytes | memoryview, digest: bytes | None) -> Iterator[Entry]:
         """Yields the entries of an extent: where the image keeps zeroes as such, the manifest must say so."""
         zeroes = self._target.zeroes_in(extent)
         if not zeroes:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from figures import MIB, Row, ratios, run_script
 
-SIZE = 1024 * MIB
-LONG = 256 * MIB
-CHANGES = 1024
+SIZE = 512 * MIB
+LONG = 128 * MIB
+CHANGES = 512
 LAYERS = 6
 CLUSTERS = (64 << 10, 256 << 10, 1 << 20)
-RUNS = 5
+RUNS = 3
 
 
 def rows() -> list[Row]:
