@@ -7,6 +7,7 @@ another thumbprint is an "Unknown error".
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import socketserver
@@ -21,17 +22,43 @@ import pytest
 
 from sendense_lab.client import LabClient
 
-SOURCE = Path(__file__).parent / "plugin.c"
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "plugin.c"
+LIBRARY = Path("lib64/libvixDiskLib.so.8")
 
 
 def build_plugin(directory: Path, source: Path = SOURCE, name: str = "nbdkit-vddk-plugin.so") -> Path:
     """Compiles a plugin and returns its path; skips the test where nbdkit's headers or a compiler are missing."""
-    if shutil.which("cc") is None or not Path("/usr/include/nbdkit-plugin.h").exists():
-        pytest.skip("the stand-in for VDDK needs gcc and nbdkit-plugin-dev (deploy/setup test)")
-    plugin = directory / name
-    command = ["cc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(plugin)]
-    subprocess.run([*command, str(source)], check=True)
+    if not Path("/usr/include/nbdkit-plugin.h").exists():
+        pytest.skip("the stand-in for VDDK needs nbdkit-plugin-dev (deploy/setup test)")
+    return _compile(source, directory / name)
+
+
+def build_library(directory: Path) -> Path:
+    """Compiles the stand-in for VMware's library into a directory of VDDK's layout, which it returns."""
+    library = directory / LIBRARY
+    library.parent.mkdir(parents=True)
+    _compile(FOLDER / "disklib.c", library)
+    return directory
+
+
+def real_plugin() -> str:
+    """Returns nbdkit's own vddk plugin; skips the test where it is not installed.
+
+    `SENDENSE_TEST_VDDK_PLUGIN` names one that is not on nbdkit's path (Debian 12 has none).
+    """
+    plugin = os.environ.get("SENDENSE_TEST_VDDK_PLUGIN", "vddk")
+    if subprocess.run(["nbdkit", "--version", plugin], capture_output=True, check=False).returncode:
+        pytest.skip("nbdkit's own vddk plugin is not installed: `nbdkit vddk --dump-plugin` does not work")
     return plugin
+
+
+def _compile(source: Path, output: Path) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("the stand-ins for VDDK need a C compiler (deploy/setup test)")
+    options = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{FOLDER}"]
+    subprocess.run(["cc", *options, "-o", str(output), str(source)], check=True)
+    return output
 
 
 @dataclass
@@ -49,7 +76,7 @@ class VddkHost:
 
     lab: LabClient
     libdir: Path
-    plugin: Path
+    plugin: Path | str
     dies_after: int = 0
     slow_ns: int = 0
     asked: list[dict[str, str]] = field(default_factory=list)
@@ -95,8 +122,8 @@ class VddkHost:
                 asked = dict(line.decode().rstrip("\n").split("=", 1) for line in lines if line)
                 self.wfile.write(host.answer(asked).encode() + b"\n")
 
-        library = self.libdir / "lib64" / "libvixDiskLib.so.8"
-        library.parent.mkdir(parents=True)
+        library = self.libdir / LIBRARY
+        library.parent.mkdir(parents=True, exist_ok=True)
         library.touch()
         with socketserver.ThreadingUnixStreamServer(str(self.libdir / "host.sock"), Handler) as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))

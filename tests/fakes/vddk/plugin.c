@@ -16,26 +16,25 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <nbdkit-plugin.h>
 
+#include "host_link.h"
+
 #define LARGEST_REQUEST (2 * 1024 * 1024)
 
 enum { FILE_, LIBDIR, SERVER, PORT, USER, THUMBPRINT, VM, SNAPSHOT, TRANSPORTS, CONFIG, COOKIE, NFCHOSTPORT,
-       COMPRESSION, UNBUFFERED, SINGLE_LINK, COUNT };
+       COMPRESSION, UNBUFFERED, SINGLE_LINK, PASSWORD, COUNT };
 static const char *const names[COUNT] = {
   "file", "libdir", "server", "port", "user", "thumbprint", "vm", "snapshot", "transports", "config", "cookie",
-  "nfchostport", "compression", "unbuffered", "single-link" };
+  "nfchostport", "compression", "unbuffered", "single-link", "password" };
 static const char *values[COUNT];
 static char *password;
 static atomic_ullong served;
@@ -56,7 +55,10 @@ config (const char *key, const char *value)
       return -1;
     }
     free (password);
-    return nbdkit_read_password (value, &password);
+    if (nbdkit_read_password (value, &password) == -1)
+      return -1;
+    values[PASSWORD] = password;
+    return 0;
   }
   for (int i = 0; i < COUNT; i++)
     if (strcmp (key, names[i]) == 0) {
@@ -97,45 +99,6 @@ dump_plugin (void)
     printf ("vddk_library_version=8\n");
 }
 
-static int
-connect_host (void)
-{
-  struct sockaddr_un address = { .sun_family = AF_UNIX };
-  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd == -1)
-    return -1;
-  snprintf (address.sun_path, sizeof address.sun_path, "%s/host.sock", values[LIBDIR] ? values[LIBDIR] : "");
-  if (connect (fd, (struct sockaddr *) &address, sizeof address) == -1) {
-    close (fd);
-    return -1;
-  }
-  return fd;
-}
-
-/* Asks the host; the answer is "OK <dies after> <slow ns> <path>" or "ERROR <text>". */
-static bool
-ask (char *answer, size_t size)
-{
-  int fd = connect_host ();
-  FILE *stream = fd == -1 ? NULL : fdopen (fd, "r+");
-  bool answered = false;
-  if (stream == NULL) {
-    if (fd != -1)
-      close (fd);
-    return false;
-  }
-  for (int i = 0; i < COUNT; i++)
-    if (values[i] != NULL)
-      fprintf (stream, "%s=%s\n", names[i], values[i]);
-  fprintf (stream, "password=%s\n\n", password);
-  if (fflush (stream) == 0 && fgets (answer, size, stream) != NULL) {
-    answer[strcspn (answer, "\n")] = '\0';
-    answered = true;
-  }
-  fclose (stream);
-  return answered;
-}
-
 static void *
 vddk_open (int readonly)
 {
@@ -148,7 +111,7 @@ vddk_open (int readonly)
     nbdkit_error ("the stand-in only reads");
     return NULL;
   }
-  if (!ask (answer, sizeof answer)) {
+  if (!ask_host (values[LIBDIR] ? values[LIBDIR] : "", COUNT, names, values, answer, sizeof answer)) {
     nbdkit_error ("VixDiskLib_ConnectEx: Cannot connect to host");
     return NULL;
   }

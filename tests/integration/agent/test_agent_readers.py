@@ -26,7 +26,7 @@ from agent_rig import (
 )
 
 from fakes.nbd_server import make_qcow2
-from fakes.vddk.host import VddkHost, build_plugin
+from fakes.vddk.host import VddkHost, build_library, build_plugin, real_plugin
 from sendense.agent.v1 import agent_pb2
 from sendense_blockio.extents import Extent, subtract
 from sendense_blockio.journal import decode_entries, entry_extents
@@ -62,11 +62,16 @@ def vm(lab: LabClient) -> Iterator[str]:
     lab.delete_vm(name)
 
 
-@pytest.fixture
-def vddk(lab: LabClient, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VddkHost]:
-    """The stand-in, installed as the agent's settings say."""
+@pytest.fixture(params=["stand-in plugin", "real plugin"])
+def vddk(request: pytest.FixtureRequest, lab: LabClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[VddkHost]:
+    """VDDK, installed as the agent's settings say: a plugin of ours, or nbdkit's own with a library of ours."""
     libdir = Path(tempfile.mkdtemp(prefix="vddk-", dir="/tmp"))
-    monkeypatch.setenv("SENDENSE_AGENT_VDDK_PLUGIN", str(plugin))
+    if request.param == "real plugin":
+        plugin = real_plugin()
+        build_library(libdir)
+    else:
+        plugin = str(request.getfixturevalue("plugin"))
+    monkeypatch.setenv("SENDENSE_AGENT_VDDK_PLUGIN", plugin)
     monkeypatch.setenv("SENDENSE_AGENT_VDDK_LIBDIR", str(libdir))
     with VddkHost(lab, libdir, plugin).running() as host:
         yield host
@@ -206,23 +211,27 @@ async def test_a_reader_that_is_asked_for_and_not_installed_is_refused(
 
 
 async def test_nfc_is_a_description_and_no_new_code(
-    lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path, monkeypatch: pytest.MonkeyPatch
+    lab: LabClient, vm: str, plugin: Path, short_tmp: Path, sendense_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The nfc plugin takes the vddk plugin's parameters; a copy of the stand-in that knows its host plays its part."""
-    source = (Path(vddk.plugin).parent / "nfc.c", vddk.libdir)
+    place = short_tmp / "nfc"
     text = (Path(__file__).parents[2] / "fakes/vddk/plugin.c").read_text()
-    text = text.replace('.name = "vddk"', '.name = "nfc"').replace("SNAPSHOT, TRANSPORTS };", "SNAPSHOT };")
-    source[0].write_text(text.replace('values[LIBDIR] ? values[LIBDIR] : ""', f'"{source[1]}"'))
-    nfc = build_plugin(source[0].parent, source[0], "nbdkit-nfc-plugin.so")
+    text = text.replace('.name = "vddk"', '.name = "nfc"').replace("VM, SNAPSHOT, TRANSPORTS };", "VM, SNAPSHOT };")
+    place.mkdir()
+    (place / "nfc.c").write_text(text.replace('values[LIBDIR] ? values[LIBDIR] : ""', f'"{place}"'))
+    nfc = build_plugin(place, place / "nfc.c", "nbdkit-nfc-plugin.so")
     monkeypatch.setenv("SENDENSE_AGENT_NFC_PLUGIN", str(nfc))
     monkeypatch.setenv("SENDENSE_AGENT_READER", "nfc")
-    async with running(lab, sendense_home, "disk") as rig:
-        ref = await rig.ref(vm)
-        snapshot = await rig.create_snapshot(ref)
-        assert reader_of(await captured(rig, ref, snapshot, "disk")) == "nfc"
-        lab.export(vm, 0, sendense_home / "snapshot.raw", snapshot=snapshot.moref)
-        await rig.remove_snapshot(ref)
+    with VddkHost(lab, place, nfc).running() as host:
+        async with running(lab, sendense_home, "disk") as rig:
+            ref = await rig.ref(vm)
+            snapshot = await rig.create_snapshot(ref)
+            assert reader_of(await captured(rig, ref, snapshot, "disk")) == "nfc"
+            lab.export(vm, 0, sendense_home / "snapshot.raw", snapshot=snapshot.moref)
+            await rig.remove_snapshot(ref)
     same_content(sendense_home / "disk.qcow2", sendense_home / "snapshot.raw")
+    assert host.asked[-1]["snapshot"] == snapshot.moref
+    assert "transports" not in host.asked[-1]
 
 
 async def test_fact_13_wrong_thumbprint_and_password_have_their_reasons_and_no_fall_back(
