@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import AmbiguousBackupId, JobNotFound
 from sendense_backup.model import ACTIVE, BACKUP, Job, Operation
-from sendense_backup.store.paging import older_than, token_of
+from sendense_backup.store.paging import begins_with, older_than, token_of
 from sendense_backup.store.rows import SELECT_JOBS, to_job, to_operation
 from sendense_backup.store.tables import jobs, operations
 from sendense_db.engine import Database
@@ -50,7 +50,7 @@ class AllJobs:
             for table in (jobs, operations):
                 if await connection.scalar(select(table.c.id).where(table.c.id == wanted, _living(table))) is not None:
                     return wanted
-            found = sorted(await _beginning_with(connection, wanted))
+            found = sorted(await _beginning_with(connection, wanted)) if wanted else []
         if not found:
             raise JobNotFound(wanted)
         if len(found) > 1:
@@ -120,15 +120,9 @@ def _conditions(table: Table, chosen: AnyFilter, token: str) -> list[ColumnEleme
 
 
 async def _beginning_with(connection: AsyncConnection, prefix: str) -> list[str]:
-    escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     found: list[str] = []
     for table in (jobs, operations):
-        query = (
-            select(table.c.id)
-            .where(table.c.id.like(f"{escaped}%", escape="\\"), _living(table))
-            .order_by(table.c.id)
-            .limit(_CANDIDATES + 1)
-        )
-        # LIKE ignores the case of ASCII letters on SQLite: compare again.
-        found += [str(each) for each in await connection.scalars(query) if str(each).startswith(prefix)]
+        mine = begins_with(table.c.id, prefix, connection.dialect.name)
+        query = select(table.c.id).where(mine, _living(table)).limit(_CANDIDATES + 1)
+        found += [str(each) for each in await connection.scalars(query)]
     return found

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from statistics import median
 
-from sqlalchemy import and_, func, or_, select, union_all
+from sqlalchemy import and_, func, literal, or_, select, union_all
 
 from sendense_backup.model import ACTIVE, COMPLETED, FULL, INCREMENTAL, VmRef
 from sendense_backup.store.tables import contexts, jobs, operations
+from sendense_db.columns import UtcDateTime
 from sendense_db.engine import Database
 
 _SLICE = 200
 """SQLite bounds the depth of an expression: VMs are asked for in slices."""
 
-_REMEMBERED = 10
+_REMEMBERED = 15
 """How many of a VM's backups an estimate looks at."""
+
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +77,38 @@ class History:
                 )
             }
             ids = list(known)
-            numbered = (
-                select(
-                    jobs.c.vm_context_id,
-                    jobs.c.id,
-                    jobs.c.backup_type,
-                    jobs.c.bytes_transferred,
-                    jobs.c.created_at,
-                    func.row_number()
-                    .over(partition_by=(jobs.c.vm_context_id, jobs.c.backup_type), order_by=jobs.c.created_at.desc())
-                    .label("place"),
-                )
-                .where(
-                    jobs.c.vm_context_id.in_(ids),
-                    jobs.c.status == COMPLETED,
-                    jobs.c.repository_id == repository_id,
-                    jobs.c.deleted_at.is_(None),
-                )
-                .subquery()
+            # The newest few of each VM by the index, instead of all of them: a VM may have thousands.
+            good = (jobs.c.status == COMPLETED, jobs.c.repository_id == repository_id, jobs.c.deleted_at.is_(None))
+            older = jobs.alias("older")
+            remembered = (
+                select(older.c.created_at)
+                .where(older.c.vm_context_id == contexts.c.context_id, older.c.status == COMPLETED)
+                .order_by(older.c.created_at.desc())
+                .offset(_REMEMBERED - 1)
+                .limit(1)
+                .scalar_subquery()
             )
-            newest = select(numbered).where(numbered.c.place <= _REMEMBERED).order_by(numbered.c.created_at.desc())
+            since = select(
+                contexts.c.context_id, func.coalesce(remembered, literal(_EVER, UtcDateTime)).label("since")
+            ).where(contexts.c.context_id.in_(ids))
+            window = since.subquery()
+            newest = (
+                select(jobs.c.vm_context_id, jobs.c.id, jobs.c.backup_type, jobs.c.bytes_transferred, jobs.c.created_at)
+                .join(
+                    window,
+                    and_(jobs.c.vm_context_id == window.c.context_id, jobs.c.created_at >= window.c.since),
+                )
+                .where(*good)
+                .order_by(jobs.c.created_at.desc())
+            )
             backups = (await connection.execute(newest)).all()
+            newest_full = (
+                select(func.max(jobs.c.created_at))
+                .where(jobs.c.vm_context_id == contexts.c.context_id, jobs.c.backup_type == FULL, *good)
+                .scalar_subquery()
+            )
+            full_query = select(contexts.c.context_id, newest_full.label("at")).where(contexts.c.context_id.in_(ids))
+            fulls = {row.context_id: row.at for row in await connection.execute(full_query) if row.at is not None}
             running = union_all(
                 select(jobs.c.vm_context_id, jobs.c.id).where(jobs.c.vm_context_id.in_(ids), jobs.c.status.in_(ACTIVE)),
                 select(operations.c.vm_context_id, operations.c.id).where(
@@ -103,12 +117,9 @@ class History:
             )
             active = {row.vm_context_id: row.id for row in await connection.execute(running)}
         latest: dict[str, str] = {}
-        fulls: dict[str, datetime] = {}
         moved: dict[str, dict[str, list[int]]] = defaultdict(lambda: {FULL: [], INCREMENTAL: []})
         for row in backups:
             latest.setdefault(row.vm_context_id, row.id)
-            if row.backup_type == FULL:
-                fulls.setdefault(row.vm_context_id, row.created_at)
             moved[row.vm_context_id].setdefault(row.backup_type, []).append(row.bytes_transferred)
         return {
             ref: VmHistory(

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sendense_backup.errors import AmbiguousBackupId, BackupNotFound
 from sendense_backup.model import ACTIVE, FULL, Job, JobDisk, Point
 from sendense_backup.store.limited import admitted
-from sendense_backup.store.paging import older_than, token_of
+from sendense_backup.store.paging import begins_with, older_than, token_of
 from sendense_backup.store.rows import SELECT_JOBS, to_disk, to_job
 from sendense_backup.store.tables import disks, jobs
 from sendense_db.columns import utc_now
@@ -134,15 +134,12 @@ class Jobs:
 
 
 async def _only(connection: AsyncConnection, prefix: str) -> str:
-    escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    query = (
-        SELECT_JOBS.with_only_columns(jobs.c.id)
-        .where(jobs.c.id.like(f"{escaped}%", escape="\\"), jobs.c.deleted_at.is_(None), *admitted())
-        .order_by(jobs.c.id)
-        .limit(_CANDIDATES + 1)
-    )
-    # LIKE ignores the case of ASCII letters on SQLite: compare again.
-    found = [str(each) for each in await connection.scalars(query) if str(each).startswith(prefix)]
+    if not prefix:
+        raise BackupNotFound(prefix)
+    mine = begins_with(jobs.c.id, prefix, connection.dialect.name)
+    query = SELECT_JOBS.with_only_columns(jobs.c.id).where(mine, jobs.c.deleted_at.is_(None), *admitted())
+    # Not ordered by the database, which would read and sort all that begin so, up to a million.
+    found = sorted(str(each) for each in await connection.scalars(query.limit(_CANDIDATES + 1)))
     if not found:
         raise BackupNotFound(prefix)
     if len(found) > 1:

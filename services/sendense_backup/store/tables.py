@@ -107,6 +107,8 @@ jobs = Table(
     Index(None, "vm_context_id", "status", "created_at"),
 )
 
+Index("ix_backup_jobs_id_prefix", jobs.c.id, postgresql_ops={"id": "varchar_pattern_ops"})
+
 Index(
     "uq_backup_jobs_active_vm",
     jobs.c.vm_context_id,
@@ -187,6 +189,8 @@ operations = Table(
     Index(None, "vm_context_id", "created_at"),
     Index(None, "kind", "created_at"),
 )
+
+Index("ix_operations_id_prefix", operations.c.id, postgresql_ops={"id": "varchar_pattern_ops"})
 
 Index(
     "uq_operations_active_vm",
