@@ -29,7 +29,7 @@ from sendense_rpc.identity import (
 from sendense_rpc.limits import HEADER as LIMITS
 from sendense_rpc.methods import Method
 from sendense_rpc.metrics import count_call
-from sendense_rpc.repeats import Repeats
+from sendense_rpc.repeats import Repeats, scoped
 from sendense_rpc.status import from_rpc_error, to_status
 from sendense_rpc.validation import validate
 
@@ -122,14 +122,19 @@ class Door(aio.ServerInterceptor):
         known = self._methods.get(method)
         request_id = getattr(request, "request_id", "") if known and known.has_request_id else ""
         caller = current_caller()
-        if not (known and known.mutation and request_id and self._repeats and caller) or method in self._own_repeats:
+        if not (known and known.mutation and request_id and self._repeats and caller):
             return await self._done(serve, method, request, context)
+        inner = type(request)()
+        inner.CopyFrom(request)
+        inner.request_id = scoped(caller.subject, method, request_id)
+        if method in self._own_repeats:
+            return await self._done(serve, method, inner, context)
 
         def read(answer: bytes) -> Message:
             return known.answer_type.FromString(answer)
 
         return await self._repeats.once(
-            caller.subject, method, request, request_id, lambda: self._done(serve, method, request, context), read
+            caller.subject, method, request, request_id, lambda: self._done(serve, method, inner, context), read
         )
 
     async def _done(self, serve: Any, method: str, request: Any, context: Any) -> Any:

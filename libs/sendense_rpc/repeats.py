@@ -59,6 +59,18 @@ class Ledger(Protocol):
         """Keeps an answer; one that is there already stays."""
 
 
+def scoped(caller: str, method: str, request_id: str) -> str:
+    """Returns a request id that is the caller's and the method's own, for services that keep ids in their rows.
+
+    Two callers that make up the same id, or one that uses an id for two kinds of requests, never meet there.
+    """
+    return _key(caller, method, request_id)[:32]
+
+
+def _key(caller: str, method: str, request_id: str) -> str:
+    return hashlib.sha256("\0".join((caller, method, request_id)).encode()).hexdigest()
+
+
 class Repeats:
     """Runs each request once.
 
@@ -92,7 +104,7 @@ class Repeats:
         Raises:
             RequestIdReused: The id came with another request.
         """
-        key = hashlib.sha256("\0".join((caller, method, request_id)).encode()).hexdigest()
+        key = _key(caller, method, request_id)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
         while (running := self._running.get(key)) is not None:
             await asyncio.wait([running])

@@ -19,6 +19,7 @@ from sendense_backup.model import INCREMENTAL, Chain, Job, KnownVm, VmContext
 from sendense_backup.store.admission import NewJob
 from sendense_backup.workflows.runtime import Runtime
 from sendense_rpc.identity import current_limits
+from sendense_rpc.repeats import RequestIdReused
 
 WATCH_SECONDS = 0.5
 """A watched job is looked at this often, so changes are told at most twice a second."""
@@ -70,6 +71,8 @@ class Backups:
         limits = current_limits()
         known = await self.catalogue.admission.known_request(order.request_id)
         if known is not None:
+            if (order.vm_name or known.vm_name, order.backup_type) != (known.vm_name, known.requested_type):
+                raise RequestIdReused(order.request_id)
             limits.require_vm(known.vm_name, known.ref.vm_uuid)
             limits.require_repository(known.repository, known.repository_id)
             return known

@@ -124,7 +124,9 @@ def _answer(rpc: Rpc, schemas: Schemas) -> Document:
     reference = schemas.reference(rpc.answer)
     if rpc.streaming:
         text = "Server-sent events; the data of each is one JSON object of this schema."
-        return {"description": text, "content": {"text/event-stream": {"schema": reference}}}
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        return {"description": text, "content": {"text/event-stream": {"schema": event}}}
     return {"description": "Done.", "content": {"application/json": {"schema": reference}}}
 
 

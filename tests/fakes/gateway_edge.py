@@ -54,6 +54,10 @@ class Edge:
     async def post(self, path: str, role: str = "admin", **body: object) -> httpx.Response:
         return await self.http.post(path, headers=self.auth(role), **body)
 
+    async def post_raw(self, path: str, body: bytes, content_type: str) -> httpx.Response:
+        headers = {**self.auth(), "content-type": content_type}
+        return await self.http.post(path, headers=headers, content=body)
+
     def channel(self) -> grpc.aio.Channel:
         credentials = grpc.ssl_channel_credentials(self.ca.read_bytes())
         return grpc.aio.secure_channel(self.endpoint.removeprefix("https://"), credentials)

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sendense.access.v1 import options_pb2 as sendense_dot_access_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sendense/repository/v1/layer.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"9\n\x06Holder\x12\x16\n\x06job_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\"\xc0\x03\n\x05Layer\x12\x10\n\x08layer_id\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x04 \x01(\x05\x12\x15\n\rdisk_identity\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x61\x63kup_type\x18\x06 \x01(\t\x12\x11\n\tbackup_id\x18\x07 \x01(\t\x12\x17\n\x0fparent_layer_id\x18\x08 \x01(\t\x12\x10\n\x08\x63hain_id\x18\t \x01(\t\x12\x0c\n\x04path\x18\n \x01(\t\x12\x1a\n\x12virtual_size_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x0c \x01(\x03\x12\x11\n\tchange_id\x18\r \x01(\t\x12\r\n\x05state\x18\x0e \x01(\t\x12.\n\ncreated_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63luster_size_bytes\x18\x10 \x01(\x03\x12\x0e\n\x06\x64\x61mage\x18\x11 \x01(\t\x12\x11\n\tsuspicion\x18\x12 \x01(\t\x12\x18\n\x10journal_sequence\x18\x13 \x01(\x03\x12\x17\n\x0fjournaled_bytes\x18\x14 \x01(\x03\"&\n\x04\x41rea\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0e\n\x06length\x18\x02 \x01(\x03\"7\n\x08\x41reaPage\x12+\n\x05\x61reas\x18\x01 \x03(\x0b\x32\x1c.sendense.repository.v1.Area\"\x9b\x02\n\x12\x43reateLayerRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1d\n\rrepository_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12&\n\x07vm_uuid\x18\x03 \x01(\tB\x15\xb2\xbb\x18\x11\x08\x01\x1a\r[0-9a-f-]{36}\x12\x1d\n\rdisk_identity\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\"\n\x12virtual_size_bytes\x18\x05 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x0fparent_layer_id\x18\x06 \x01(\t\x12\x11\n\tchange_id\x18\x07 \x01(\t\x12\x17\n\x0f\x65stimated_bytes\x18\x08 \x01(\x03\"\x8e\x01\n\x0fSetAreasRequest\x12.\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.Holder\x12\x10\n\x08layer_id\x18\x02 \x01(\t\x12+\n\x05\x61reas\x18\x03 \x03(\x0b\x32\x1c.sendense.repository.v1.Area\x12\x0c\n\x04last\x18\x04 \x01(\x08\";\n\x05\x41reas\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"5\n\x19ListRemainingAreasRequest\x12\x18\n\x08layer_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xa0\x01\n\x14\x41ppendJournalRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x18\n\x08layer_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x07\x65ntries\x18\x03 \x01(\x0c\x42\x0b\xb2\xbb\x18\x07\x08\x01\x10\x80\x80\xc0\x01\x12\x18\n\x08sequence\x18\x04 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\">\n\x0cJournalState\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\x12\x17\n\x0fjournaled_bytes\x18\x02 \x01(\x03\"}\n\x10SealLayerRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x18\n\x08layer_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xb2\xbb\x18\x03\x10\xbf\x01\"g\n\x13\x44iscardLayerRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x18\n\x08layer_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\x16\n\x14\x44iscardLayerResponse2\xf5\x04\n\x0cLayerService\x12^\n\x0b\x43reateLayer\x12*.sendense.repository.v1.CreateLayerRequest\x1a\x1d.sendense.repository.v1.Layer\"\x04\xa8\xbb\x18\x05\x12Z\n\x08SetAreas\x12\'.sendense.repository.v1.SetAreasRequest\x1a\x1d.sendense.repository.v1.Areas\"\x04\xa8\xbb\x18\x05(\x01\x12q\n\x12ListRemainingAreas\x12\x31.sendense.repository.v1.ListRemainingAreasRequest\x1a .sendense.repository.v1.AreaPage\"\x04\xa8\xbb\x18\x05\x30\x01\x12i\n\rAppendJournal\x12,.sendense.repository.v1.AppendJournalRequest\x1a$.sendense.repository.v1.JournalState\"\x04\xa8\xbb\x18\x05\x12Z\n\tSealLayer\x12(.sendense.repository.v1.SealLayerRequest\x1a\x1d.sendense.repository.v1.Layer\"\x04\xa8\xbb\x18\x05\x12o\n\x0c\x44iscardLayer\x12+.sendense.repository.v1.DiscardLayerRequest\x1a,.sendense.repository.v1.DiscardLayerResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sendense/repository/v1/layer.proto\x12\x16sendense.repository.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/access/v1/options.proto\"9\n\x06Holder\x12\x16\n\x06job_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\"\xf1\x03\n\x05Layer\x12\x10\n\x08layer_id\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x04 \x01(\x05\x12\x15\n\rdisk_identity\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x61\x63kup_type\x18\x06 \x01(\t\x12\x11\n\tbackup_id\x18\x07 \x01(\t\x12\x17\n\x0fparent_layer_id\x18\x08 \x01(\t\x12\x10\n\x08\x63hain_id\x18\t \x01(\t\x12\x0c\n\x04path\x18\n \x01(\t\x12\x1a\n\x12virtual_size_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x0c \x01(\x03\x12\x11\n\tchange_id\x18\r \x01(\t\x12\r\n\x05state\x18\x0e \x01(\t\x12.\n\ncreated_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63luster_size_bytes\x18\x10 \x01(\x03\x12\x0e\n\x06\x64\x61mage\x18\x11 \x01(\t\x12\x11\n\tsuspicion\x18\x12 \x01(\t\x12\x18\n\x10journal_sequence\x18\x13 \x01(\x03\x12\x17\n\x0fjournaled_bytes\x18\x14 \x01(\x03\x12/\n\x0bverified_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x04\x41rea\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0e\n\x06length\x18\x02 \x01(\x03\"7\n\x08\x41reaPage\x12+\n\x05\x61reas\x18\x01 \x03(\x0b\x32\x1c.sendense.repository.v1.Area\"\x9b\x02\n\x12\x43reateLayerRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1d\n\rrepository_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12&\n\x07vm_uuid\x18\x03 \x01(\tB\x15\xb2\xbb\x18\x11\x08\x01\x1a\r[0-9a-f-]{36}\x12\x1d\n\rdisk_identity\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\"\n\x12virtual_size_bytes\x18\x05 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x0fparent_layer_id\x18\x06 \x01(\t\x12\x11\n\tchange_id\x18\x07 \x01(\t\x12\x17\n\x0f\x65stimated_bytes\x18\x08 \x01(\x03\"\x8e\x01\n\x0fSetAreasRequest\x12.\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.Holder\x12\x10\n\x08layer_id\x18\x02 \x01(\t\x12+\n\x05\x61reas\x18\x03 \x03(\x0b\x32\x1c.sendense.repository.v1.Area\x12\x0c\n\x04last\x18\x04 \x01(\x08\";\n\x05\x41reas\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"5\n\x19ListRemainingAreasRequest\x12\x18\n\x08layer_id\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xa0\x01\n\x14\x41ppendJournalRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x18\n\x08layer_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x07\x65ntries\x18\x03 \x01(\x0c\x42\x0b\xb2\xbb\x18\x07\x08\x01\x10\x80\x80\xc0\x01\x12\x18\n\x08sequence\x18\x04 \x01(\x03\x42\x06\xb2\xbb\x18\x02\x08\x01\">\n\x0cJournalState\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\x12\x17\n\x0fjournaled_bytes\x18\x02 \x01(\x03\"}\n\x10SealLayerRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x18\n\x08layer_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xb2\xbb\x18\x03\x10\xbf\x01\"g\n\x13\x44iscardLayerRequest\x12\x36\n\x06holder\x18\x01 \x01(\x0b\x32\x1e.sendense.repository.v1.HolderB\x06\xb2\xbb\x18\x02\x08\x01\x12\x18\n\x08layer_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\x16\n\x14\x44iscardLayerResponse2\xf5\x04\n\x0cLayerService\x12^\n\x0b\x43reateLayer\x12*.sendense.repository.v1.CreateLayerRequest\x1a\x1d.sendense.repository.v1.Layer\"\x04\xa8\xbb\x18\x05\x12Z\n\x08SetAreas\x12\'.sendense.repository.v1.SetAreasRequest\x1a\x1d.sendense.repository.v1.Areas\"\x04\xa8\xbb\x18\x05(\x01\x12q\n\x12ListRemainingAreas\x12\x31.sendense.repository.v1.ListRemainingAreasRequest\x1a .sendense.repository.v1.AreaPage\"\x04\xa8\xbb\x18\x05\x30\x01\x12i\n\rAppendJournal\x12,.sendense.repository.v1.AppendJournalRequest\x1a$.sendense.repository.v1.JournalState\"\x04\xa8\xbb\x18\x05\x12Z\n\tSealLayer\x12(.sendense.repository.v1.SealLayerRequest\x1a\x1d.sendense.repository.v1.Layer\"\x04\xa8\xbb\x18\x05\x12o\n\x0c\x44iscardLayer\x12+.sendense.repository.v1.DiscardLayerRequest\x1a,.sendense.repository.v1.DiscardLayerResponse\"\x04\xa8\xbb\x18\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -82,29 +82,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOLDER']._serialized_start=129
   _globals['_HOLDER']._serialized_end=186
   _globals['_LAYER']._serialized_start=189
-  _globals['_LAYER']._serialized_end=637
-  _globals['_AREA']._serialized_start=639
-  _globals['_AREA']._serialized_end=677
-  _globals['_AREAPAGE']._serialized_start=679
-  _globals['_AREAPAGE']._serialized_end=734
-  _globals['_CREATELAYERREQUEST']._serialized_start=737
-  _globals['_CREATELAYERREQUEST']._serialized_end=1020
-  _globals['_SETAREASREQUEST']._serialized_start=1023
-  _globals['_SETAREASREQUEST']._serialized_end=1165
-  _globals['_AREAS']._serialized_start=1167
-  _globals['_AREAS']._serialized_end=1226
-  _globals['_LISTREMAININGAREASREQUEST']._serialized_start=1228
-  _globals['_LISTREMAININGAREASREQUEST']._serialized_end=1281
-  _globals['_APPENDJOURNALREQUEST']._serialized_start=1284
-  _globals['_APPENDJOURNALREQUEST']._serialized_end=1444
-  _globals['_JOURNALSTATE']._serialized_start=1446
-  _globals['_JOURNALSTATE']._serialized_end=1508
-  _globals['_SEALLAYERREQUEST']._serialized_start=1510
-  _globals['_SEALLAYERREQUEST']._serialized_end=1635
-  _globals['_DISCARDLAYERREQUEST']._serialized_start=1637
-  _globals['_DISCARDLAYERREQUEST']._serialized_end=1740
-  _globals['_DISCARDLAYERRESPONSE']._serialized_start=1742
-  _globals['_DISCARDLAYERRESPONSE']._serialized_end=1764
-  _globals['_LAYERSERVICE']._serialized_start=1767
-  _globals['_LAYERSERVICE']._serialized_end=2396
+  _globals['_LAYER']._serialized_end=686
+  _globals['_AREA']._serialized_start=688
+  _globals['_AREA']._serialized_end=726
+  _globals['_AREAPAGE']._serialized_start=728
+  _globals['_AREAPAGE']._serialized_end=783
+  _globals['_CREATELAYERREQUEST']._serialized_start=786
+  _globals['_CREATELAYERREQUEST']._serialized_end=1069
+  _globals['_SETAREASREQUEST']._serialized_start=1072
+  _globals['_SETAREASREQUEST']._serialized_end=1214
+  _globals['_AREAS']._serialized_start=1216
+  _globals['_AREAS']._serialized_end=1275
+  _globals['_LISTREMAININGAREASREQUEST']._serialized_start=1277
+  _globals['_LISTREMAININGAREASREQUEST']._serialized_end=1330
+  _globals['_APPENDJOURNALREQUEST']._serialized_start=1333
+  _globals['_APPENDJOURNALREQUEST']._serialized_end=1493
+  _globals['_JOURNALSTATE']._serialized_start=1495
+  _globals['_JOURNALSTATE']._serialized_end=1557
+  _globals['_SEALLAYERREQUEST']._serialized_start=1559
+  _globals['_SEALLAYERREQUEST']._serialized_end=1684
+  _globals['_DISCARDLAYERREQUEST']._serialized_start=1686
+  _globals['_DISCARDLAYERREQUEST']._serialized_end=1789
+  _globals['_DISCARDLAYERRESPONSE']._serialized_start=1791
+  _globals['_DISCARDLAYERRESPONSE']._serialized_end=1813
+  _globals['_LAYERSERVICE']._serialized_start=1816
+  _globals['_LAYERSERVICE']._serialized_end=2445
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,7 @@ class Layer(_message.Message):
     SUSPICION_FIELD_NUMBER: _builtins.int
     JOURNAL_SEQUENCE_FIELD_NUMBER: _builtins.int
     JOURNALED_BYTES_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
     layer_id: _builtins.str
     """Identifier."""
     repository_id: _builtins.str
@@ -117,6 +118,10 @@ class Layer(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def verified_at(self) -> _timestamp_pb2.Timestamp:
+        """When its files were last read back as they are now and found sound; unset when they never were."""
+
     def __init__(
         self,
         *,
@@ -140,10 +145,11 @@ class Layer(_message.Message):
         suspicion: _builtins.str = ...,
         journal_sequence: _builtins.int = ...,
         journaled_bytes: _builtins.int = ...,
+        verified_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "verified_at", b"verified_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "chain_id", b"chain_id", "change_id", b"change_id", "cluster_size_bytes", b"cluster_size_bytes", "created_at", b"created_at", "damage", b"damage", "disk_id", b"disk_id", "disk_identity", b"disk_identity", "journal_sequence", b"journal_sequence", "journaled_bytes", b"journaled_bytes", "layer_id", b"layer_id", "parent_layer_id", b"parent_layer_id", "path", b"path", "repository_id", b"repository_id", "state", b"state", "stored_bytes", b"stored_bytes", "suspicion", b"suspicion", "virtual_size_bytes", b"virtual_size_bytes", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "chain_id", b"chain_id", "change_id", b"change_id", "cluster_size_bytes", b"cluster_size_bytes", "created_at", b"created_at", "damage", b"damage", "disk_id", b"disk_id", "disk_identity", b"disk_identity", "journal_sequence", b"journal_sequence", "journaled_bytes", b"journaled_bytes", "layer_id", b"layer_id", "parent_layer_id", b"parent_layer_id", "path", b"path", "repository_id", b"repository_id", "state", b"state", "stored_bytes", b"stored_bytes", "suspicion", b"suspicion", "verified_at", b"verified_at", "virtual_size_bytes", b"virtual_size_bytes", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -302,16 +302,22 @@ class ProbeRepositoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     """Identifier or name."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
         *,
         repository_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,16 +441,22 @@ class ScanRepositoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     """Identifier or name."""
+    request_id: _builtins.str
+    """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
+    INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
+    """
     def __init__(
         self,
         *,
         repository_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
