@@ -7,7 +7,6 @@ up to a limit. A volume is bound only at a directory that exists in the tree.
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 import stat
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,10 @@ import structlog
 from sendense_restore import fstab, mount_table
 from sendense_restore.errors import FileMissing, FileUnreadable
 from sendense_restore.names import escape
-from sendense_restore.paths import GuestPath, located, reopen
+from sendense_restore.paths import GuestPath, located, read_file
 from sendense_restore.programs import ProgramError
 from sendense_restore.volume import Volume
+from sendense_restore.windows import drive_letters
 
 log = structlog.get_logger()
 
@@ -51,15 +51,18 @@ async def compose(root: Path, volumes: Sequence[Volume], roots: Mapping[str, Pat
         OSError: A directory cannot be made.
     """
     mounted = [volume for volume in volumes if volume.name in roots]
-    chosen = await asyncio.to_thread(_choose_root, mounted, roots)
+    letters = await asyncio.to_thread(drive_letters, volumes, roots)
+    chosen = None if letters else await asyncio.to_thread(_choose_root, mounted, roots)
     if chosen is None:
-        # Nothing says how they belong together: one directory per volume, in a directory that nobody can write to.
-        for volume in mounted:
-            (root / volume.name).mkdir(mode=0o700)
+        # Nothing says how they belong together, or Windows does by letters: a directory for each volume, in one that
+        # nobody can write to.
+        names = {volume.name: letters.get(volume.name, volume.name) for volume in mounted}
+        for name in names.values():
+            (root / name).mkdir(mode=0o700)
         await mount_table.bind(root, root)
         for volume in mounted:
-            await mount_table.bind(roots[volume.name], root / volume.name)
-        return list(volumes)
+            await mount_table.bind(roots[volume.name], root / names[volume.name])
+        return [replace(v, guest_path=f"/{letters[v.name]}" if v.name in letters else "") for v in volumes]
     await mount_table.bind(_directory(roots[chosen.volume.name], chosen.subvolume), root)
     places = {chosen.volume.name: "/"}
     for entry in chosen.entries:
@@ -86,7 +89,7 @@ async def compose(root: Path, volumes: Sequence[Volume], roots: Mapping[str, Pat
 def read_operating_system(root: Path) -> str:
     """Returns the guest's name for its operating system, empty when it has none; blocks."""
     for name in _OS_RELEASE:
-        text = _read_small(root, name, _MAX_OS_RELEASE)
+        text = read_file(root, GuestPath(tuple(name.split(b"/"))), _MAX_OS_RELEASE)
         for line in text.decode("utf-8", "replace").splitlines() if text else ():
             key, _, value = line.partition("=")
             if key.strip() == "PRETTY_NAME":
@@ -104,7 +107,7 @@ def _choose_root(mounted: Sequence[Volume], roots: Mapping[str, Path]) -> _Root 
     for volume in mounted:
         for subvolume in _BTRFS_ROOTS if volume.file_system == "btrfs" else (b"",):
             path = subvolume + b"/etc/fstab" if subvolume else b"etc/fstab"
-            text = _read_small(roots[volume.name], path, fstab.MAX_BYTES)
+            text = read_file(roots[volume.name], GuestPath(tuple(path.split(b"/"))), fstab.MAX_BYTES)
             if text is not None:
                 candidates.append(_Root(volume, subvolume, fstab.parse_fstab(text)))
                 break
@@ -117,19 +120,6 @@ def _choose_root(mounted: Sequence[Volume], roots: Mapping[str, Path]) -> _Root 
     if not candidates and len(mounted) == 1:
         return _Root(mounted[0], b"", [])
     return None
-
-
-def _read_small(root: Path, relative: bytes, limit: int) -> bytes | None:
-    path = GuestPath(tuple(relative.split(b"/")))
-    try:
-        with located(root, path) as (fd, status):
-            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-                return None
-            content = reopen(fd, os.O_RDONLY, path)
-        with os.fdopen(content, "rb") as file:
-            return file.read(limit)
-    except (FileMissing, FileUnreadable, OSError):
-        return None
 
 
 def _directory(root: Path, relative: bytes) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from sendense_restore.paths import GuestPath, located
+from sendense_restore.errors import FileUnreadable
+from sendense_restore.paths import GuestPath, located, open_directory
 
 _BLOCK = 512  # st_blocks counts these, whatever the file system's are
 
@@ -89,6 +91,24 @@ def look_at(root: Path, path: GuestPath) -> Entry:
     with located(root, path, follow=False) as (fd, status):
         target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
         return entry_of(path.name, status, target)
+
+
+def names_in(root: Path, path: GuestPath, most: int = 100_000) -> list[bytes]:
+    """Returns names of a directory, at most so many.
+
+    Raises:
+        NotADirectory: It is something else.
+        FileMissing: It is not there.
+        FileUnreadable: The file system does not give it.
+    """
+    directory = open_directory(root, path)
+    try:
+        with os.scandir(directory) as found:
+            return [os.fsencode(entry.name) for entry in itertools.islice(found, most)]
+    except OSError as error:
+        raise FileUnreadable(path.display, error.strerror or str(error)) from error
+    finally:
+        os.close(directory)
 
 
 def kind_of(mode: int) -> str:

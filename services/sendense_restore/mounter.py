@@ -24,6 +24,7 @@ from sendense_restore.programs import ProgramError
 from sendense_restore.teardown import TeardownError, take_away_tree, tear_down
 from sendense_restore.tree import Tree, Wish
 from sendense_restore.volume import Volume
+from sendense_restore.windows import read_product_name
 
 log = structlog.get_logger()
 
@@ -83,7 +84,7 @@ class PointMounter:
             root=place.root,
             volumes=tuple(volumes),
             volume_roots=opened.roots,
-            operating_system=await asyncio.to_thread(read_operating_system, place.root),
+            operating_system=await asyncio.to_thread(_operating_system, place.root, opened),
             lost=_first_of(self._daemons[place.mount_id].gone, opened),
             backend=choice.backend,
             backend_reason=choice.reason,
@@ -113,6 +114,13 @@ class PointMounter:
         """Undoes a mount or what there is of one, see `tree.Mounter`."""
         await tear_down(place, self._daemons.get(place.mount_id), list(self._backends.values()))
         self._daemons.pop(place.mount_id, None)
+
+
+def _operating_system(root: Path, opened: Opened) -> str:
+    """From os-release in the composed root, else from the registry of the first Windows that there is."""
+    found = read_operating_system(root)
+    systems = (read_product_name(directory) for directory in opened.roots.values())
+    return found or next((name for name in systems if name), "")
 
 
 def _nothing_mounted(backup_id: str, volumes: Sequence[Volume], wish: Wish) -> NoFileSystem | VolumeLocked:

@@ -172,6 +172,19 @@ def reopen(fd: int, flags: int, path: GuestPath) -> int:
         raise _path_error(path, error) from error
 
 
+def read_file(root: Path, path: GuestPath, limit: int) -> bytes | None:
+    """Reads a small regular file of a guest; None when it is not there, is larger, or cannot be read."""
+    try:
+        with located(root, path) as (fd, status):
+            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+                return None
+            content = reopen(fd, os.O_RDONLY, path)
+        with os.fdopen(content, "rb") as file:
+            return file.read(limit)
+    except (FileMissing, FileUnreadable, OSError):
+        return None
+
+
 def _path_error(path: GuestPath, error: OSError) -> FileMissing | FileUnreadable:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return FileMissing(path.display)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import struct
 import subprocess
 import time
 import uuid
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from restore_hives import build_hive
 
 MIB = 1 << 20
 CLUSTER = 64 << 10
@@ -172,7 +175,7 @@ def images_of_session(factory: pytest.TempPathFactory) -> Images:
 
 
 def build_images(directory: Path) -> Images:
-    points = _duo(directory) | _btrfs(directory) | _bare(directory)
+    points = _duo(directory) | _btrfs(directory) | _bare(directory) | _windows(directory)
     layers = {layer for path in directory.glob("layers-*/disk-*") for layer in path.iterdir()}
     return Images(points, {layer: sha256(layer) for layer in layers})
 
@@ -326,3 +329,28 @@ def _bare(directory: Path) -> dict[str, Point]:
     layer = make_full(ntfs.raw, _layers(directory, "ntfs", 0) / "full-20251004-010203.qcow2")
     points["ntfs"] = Point("backup-ntfs-20251004010203", {0: layer}, {"/Users/Ann/letter.txt": b"Dear Ann\r\n"})
     return points
+
+
+def _windows(directory: Path) -> dict[str, Point]:
+    """Two NTFS partitions of an MBR disk, whose registry calls the second one C: and the first one E:."""
+    guest = partitioned(directory / "windows.raw", 44 * MIB, [20 * MIB, 20 * MIB], "dos")
+    signature = int(json.loads(run("sfdisk", "--json", guest.raw))["partitiontable"]["id"], 16)
+    letters = {
+        f"\\DosDevices\\{letter}:": struct.pack("<IQ", signature, guest.partitions[number][0])
+        for letter, number in (("C", 1), ("E", 0))
+    }
+    product = {"ProductName": "Windows Server 2022 Standard\0".encode("utf-16-le")}
+    files: dict[str, bytes] = {}
+    for number, letter in ((0, "E"), (1, "C")):
+        format_partition(guest, number, ["mkntfs", "-q", "-F"])
+        with guest.mounted(number, directory / "mw") as root:
+            put(root, "note.txt", letter.encode())
+            files[f"/{letter}:/note.txt"] = letter.encode()
+            if letter == "C":
+                config = "Windows/System32/config"
+                put(root, f"{config}/SYSTEM", build_hive({"MountedDevices": letters}))
+                software = build_hive({"Microsoft": {"Windows NT": {"CurrentVersion": product}}})
+                put(root, f"{config}/SOFTWARE", software)
+    layer = make_full(guest.raw, _layers(directory, "windows", 0) / "full-20251004-010203.qcow2")
+    guest.raw.unlink()
+    return {"windows": Point("backup-windows-20251004010203", {0: layer}, files)}

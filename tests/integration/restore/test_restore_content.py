@@ -29,7 +29,7 @@ async def world(sendense_home: Path, images: Images) -> AsyncIterator[World]:
     images.assert_unchanged()
 
 
-@pytest.mark.parametrize("point", ["full", "incr", "btrfs", "ntfs", "bare"])
+@pytest.mark.parametrize("point", ["full", "incr", "btrfs", "ntfs", "bare", "windows"])
 async def test_every_fsynced_file_is_there_and_every_deleted_one_gone(world: World, point: str) -> None:
     mount = await world.mount(point)
     await world.assert_files(mount.mount_id, point)
@@ -76,6 +76,13 @@ async def test_disks_without_a_root_show_a_directory_each(world: World) -> None:
     mount = await world.mount("bare")
     assert set(await world.entries(mount.mount_id, "/")) == {"disk-2", "disk-5"}
     assert [volume.guest_path for volume in mount.volumes] == ["", ""]
+
+
+async def test_a_windows_system_shows_its_drives_by_letter(world: World) -> None:
+    mount = await world.mount("windows")
+    assert set(await world.entries(mount.mount_id, "/")) == {"C:", "E:"}
+    assert {v.name: v.guest_path for v in mount.volumes} == {"disk-0-part-1": "/E:", "disk-0-part-2": "/C:"}
+    assert mount.operating_system == "Windows Server 2022 Standard"
 
 
 async def test_btrfs_of_one_uuid_mounts_twice_or_says_why(world: World) -> None:
