@@ -152,7 +152,7 @@ class Rehearsal:
         self.agent = client
         self.catalogue = catalogue
         self.repository = MemoryRepository()
-        settings = BackupSettings(retry_seconds=0.3, max_snapshots=40, min_datastore_free_bytes=1)
+        settings = BackupSettings(retry_seconds=120, max_snapshots=40, min_datastore_free_bytes=1)
         self.runtime = Runtime(
             catalogue=catalogue,
             agents=cast(Any, OneAgent(client)),

@@ -317,6 +317,7 @@ async def test_fact_10_a_snapshot_that_cannot_be_removed_is_an_alert_until_it_is
 async def test_fact_10_disks_that_need_consolidation_are_an_alert_until_they_do_not(make: Make) -> None:
     vm = await make()
     await vm.back_up()
+    vm.node.set(retry_seconds=0.3)  # it is tried again, and stays as it is
     vm.lab.set_fault("consolidation", error="FileLocked")
     job = await vm.back_up()
     assert vm.lab.vm(vm.name)["consolidation_needed"]
