@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.text import Text
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
@@ -186,7 +187,6 @@ def chain(vm: Vm, json_: Json = False) -> None:
     if json_:
         print_json(answer)
         return
-    from rich.markup import escape
     from rich.tree import Tree
 
     tree = Tree(f"{escape(printable(answer.vm_name))}, {size(answer.total_size_bytes)} in all")
@@ -197,10 +197,17 @@ def chain(vm: Vm, json_: Json = False) -> None:
         for layer in one.layers:
             # Increments stand side by side below their full: each builds on the one above it.
             branch = (disk if layer.backup_type == "full" else full).add(
-                f"{layer.backup_id} [dim]{layer.backup_type}, {size(layer.size_bytes)}, {age(layer.created_at)}[/]"
+                f"{layer.backup_id} [dim]{layer.backup_type}, {size(layer.size_bytes)}, {age(layer.created_at)}, "
+                f"{_soundness(layer)}[/]"
             )
             full = branch if layer.backup_type == "full" else full
     console.print(tree)
+
+
+def _soundness(layer: backup_pb2.ChainLayer) -> str:
+    if layer.doubt:
+        return f"[/][red]{escape(printable(layer.doubt))}[/][dim]"
+    return f"verified {age(layer.verified_at)}" if layer.HasField("verified_at") else "never verified"
 
 
 @app.command()

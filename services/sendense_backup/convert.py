@@ -138,6 +138,8 @@ def _chain(chain: Chain) -> backup_pb2.DiskChain:
                 virtual_size_bytes=layer.virtual_size_bytes,
                 parent_backup_id="" if layer.backup_type == FULL else made_by.get(layer.parent_layer_id, ""),
                 created_at=to_timestamp(layer.created_at),
+                verified_at=to_timestamp(layer.verified_at),
+                doubt=layer.damage or layer.suspicion,
             )
             for layer in chain.layers
         ],

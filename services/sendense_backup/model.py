@@ -161,7 +161,8 @@ class Snapshot:
 class Layer:
     """A layer as the repository describes it; sizes in bytes. `damage` is what was found wrong with it or below it.
 
-    `suspicion` says why its content may be wrong although its file is as it was written.
+    `suspicion` says why its content may be wrong although its file is as it was written. `verified_at` is when its file
+    was last read back and found sound.
     """
 
     layer_id: str
@@ -179,6 +180,7 @@ class Layer:
     created_at: datetime | None = None
     damage: str = ""
     suspicion: str = ""
+    verified_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,20 +120,23 @@ def stored_point(stored: StoredPoint, place: RepositoryRecord) -> rebuild_pb2.St
 
 @dataclass(frozen=True, slots=True)
 class Doubts:
-    """What speaks against layers, by layer id.
+    """What is known of layers besides their rows, by layer id.
 
     Attributes:
         damages: What is wrong with their files, or with one below.
         suspicions: Why their content may be wrong although their files are as they were written.
+        verified: When their files were last found sound.
     """
 
     damages: Mapping[str, str]
     suspicions: Mapping[str, str]
+    verified: Mapping[str, datetime]
 
 
 def layer(record: LayerRecord, place: RepositoryRecord, doubts: Doubts | None = None) -> layer_pb2.Layer:
     """Returns a layer, its bytes as they are now."""
     files = record.files(place.path)
+    verified = doubts.verified.get(record.layer_id) if doubts else None
     return layer_pb2.Layer(
         layer_id=record.layer_id,
         repository_id=record.repository_id,
@@ -153,6 +156,7 @@ def layer(record: LayerRecord, place: RepositoryRecord, doubts: Doubts | None = 
         cluster_size_bytes=CLUSTER_SIZE,
         damage=doubts.damages.get(record.layer_id, "") if doubts else "",
         suspicion=doubts.suspicions.get(record.layer_id, "") if doubts else "",
+        verified_at=timestamp(verified) if verified else None,
     )
 
 

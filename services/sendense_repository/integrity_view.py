@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from sendense_db.columns import utc_now
 from sendense_repository.errors import LayerDamaged
@@ -49,6 +50,16 @@ class IntegrityView:
             checks = await self._catalogue.checks.of([layer.layer_id for layer in of_vm])
             found |= layer_damages(of_vm, checks)
         return {layer.layer_id: found[layer.layer_id] for layer in layers if layer.layer_id in found}
+
+    async def verified_at(self, layers: Sequence[LayerRecord]) -> dict[str, datetime]:
+        """Returns when layers were last read back as they are now and found sound; others are missing."""
+        digests = {layer.layer_id: layer.digest for layer in layers}
+        checks = await self._catalogue.checks.of(list(digests))
+        return {
+            check.subject_id: check.checked_at
+            for check in checks
+            if not check.damages and check.digest == digests[check.subject_id]
+        }
 
     async def suspicions_of(self, layers: Sequence[LayerRecord]) -> dict[str, str]:
         """Returns why layers' content may be wrong although their bytes are as written; most are missing."""

@@ -23,6 +23,7 @@ from sendense_repository.creation import NewLayer
 from sendense_repository.deletion import Deleter
 from sendense_repository.errors import InvalidValue, LayerNotFound
 from sendense_repository.integrity_view import IntegrityView
+from sendense_repository.operations import Operations
 from sendense_repository.options import RepositoryOptions
 from sendense_repository.point import NewPoint, PlacedPoint, PointDesk
 from sendense_repository.records import LayerRecord, RepositoryRecord
@@ -229,11 +230,18 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
     """Implements PointService."""
 
     def __init__(
-        self, desk: PointDesk, chains: ChainViewer, deleter: Deleter, view: IntegrityView, unbroken: Unbroken
+        self,
+        desk: PointDesk,
+        chains: ChainViewer,
+        deleter: Deleter,
+        operations: Operations,
+        view: IntegrityView,
+        unbroken: Unbroken,
     ) -> None:
         self._desk = desk
         self._chains = chains
         self._deleter = deleter
+        self._operations = operations
         self._view = view
         self._unbroken = unbroken
 
@@ -268,7 +276,11 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
         return convert.point(placed, await self._view.of_point(placed.point), doubts)
 
     async def _doubts(self, layers: Sequence[LayerRecord]) -> convert.Doubts:
-        return convert.Doubts(await self._view.damage_of(layers), await self._view.suspicions_of(layers))
+        return convert.Doubts(
+            await self._view.damage_of(layers),
+            await self._view.suspicions_of(layers),
+            await self._view.verified_at(layers),
+        )
 
     async def GetChains(self, request: point_pb2.GetChainsRequest, context: Any) -> point_pb2.GetChainsResponse:
         """Returns a VM's chains."""
@@ -284,8 +296,9 @@ class PointServicer(point_pb2_grpc.PointServiceServicer):
             plan = await self._deleter.plan([request.backup_id], cascade=request.cascade)
             plan.require_free()
             return point_pb2.DeletePointResponse(backup_ids=plan.backup_ids, freed_bytes=plan.freed_bytes)
-        work = self._deleter.delete(convert.holder(request.holder), [request.backup_id], cascade=request.cascade)
-        deletion = await self._unbroken.run(work)
+        holder, backup_ids = convert.holder(request.holder), frozenset([request.backup_id])
+        start = self._operations.delete(holder, backup_ids, cascade=request.cascade, wait_seconds=0)
+        deletion = await self._operations.finished(await self._unbroken.run(start))
         return point_pb2.DeletePointResponse(backup_ids=deletion.backup_ids, freed_bytes=deletion.freed_bytes)
 
     async def LeasePoint(self, request: point_pb2.LeasePointRequest, context: Any) -> point_pb2.Lease:

@@ -264,6 +264,7 @@ def to_layer(layer: layer_pb2.Layer) -> Layer:
         created_at=layer.created_at.ToDatetime(UTC) if layer.HasField("created_at") else None,
         damage=layer.damage,
         suspicion=layer.suspicion,
+        verified_at=layer.verified_at.ToDatetime(UTC) if layer.HasField("verified_at") else None,
     )
 
 

@@ -612,6 +612,8 @@ class ChainLayer(_message.Message):
     VIRTUAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     PARENT_BACKUP_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup that made it."""
     backup_type: _builtins.str
@@ -624,9 +626,17 @@ class ChainLayer(_message.Message):
     """Virtual size in bytes."""
     parent_backup_id: _builtins.str
     """The backup below; empty for a full."""
+    doubt: _builtins.str
+    """What speaks against it: damage that verification found in it or below it, or a change that change tracking had not
+    told of. Empty when nothing does. No increment builds on such a layer.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
+
+    @_builtins.property
+    def verified_at(self) -> _timestamp_pb2.Timestamp:
+        """When its files were last read back as they are now and found sound; unset when they never were."""
 
     def __init__(
         self,
@@ -638,10 +648,12 @@ class ChainLayer(_message.Message):
         virtual_size_bytes: _builtins.int = ...,
         parent_backup_id: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        verified_at: _timestamp_pb2.Timestamp | None = ...,
+        doubt: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "verified_at", b"verified_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "created_at", b"created_at", "parent_backup_id", b"parent_backup_id", "path", b"path", "size_bytes", b"size_bytes", "virtual_size_bytes", b"virtual_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "backup_type", b"backup_type", "created_at", b"created_at", "doubt", b"doubt", "parent_backup_id", b"parent_backup_id", "path", b"path", "size_bytes", b"size_bytes", "verified_at", b"verified_at", "virtual_size_bytes", b"virtual_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
