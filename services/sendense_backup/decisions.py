@@ -12,6 +12,7 @@ does show makes a full in either case.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class FullReason(enum.Enum):
     AREAS_QUERY_FAILED = "areas query failed"
     REVERTED = "reverted to a snapshot"
     REVERT_POSSIBLE = "revert not ruled out"
+    ANOTHER_VCENTER = "another vCenter"
 
 
 TURNS_FULL = {
@@ -92,6 +94,22 @@ _SNAPSHOT = "snapshot"
 """Member of the hardware's JSON that holds what is known of the snapshot: it goes into the sidecars with it."""
 
 
+def of_one_vcenter(decision: Decision, parent: SnapshotFacts, vcenter_uuid: str) -> Decision:
+    """Decides anew about an increment, knowing where the parent was made.
+
+    A VM that was replicated to another site has the same uuids there, and its disks the same tracking epoch; from then
+    on the two count by themselves, and a change id of one means nothing to the other (cbt-facts 18).
+
+    Args:
+        decision: For an increment.
+        parent: What is known of the parent's snapshot.
+        vcenter_uuid: The vCenter that has the VM now.
+    """
+    if parent.vcenter_uuid and parent.vcenter_uuid != vcenter_uuid:
+        return full(FullReason.ANOTHER_VCENTER)
+    return decision
+
+
 def after_look(decision: Decision, parent: SnapshotFacts, look: RevertLook) -> Decision:
     """Decides anew about an increment, knowing what the event log says since the parent.
 
@@ -110,7 +128,7 @@ def after_look(decision: Decision, parent: SnapshotFacts, look: RevertLook) -> D
 def with_snapshot_facts(hardware_json: str, facts: SnapshotFacts) -> str:
     """Returns the hardware's JSON with what is known of the snapshot."""
     known = json.loads(hardware_json or "{}")
-    known[_SNAPSHOT] = {"alone": facts.alone, "event_mark": facts.event_mark}
+    known[_SNAPSHOT] = dataclasses.asdict(facts)
     return json.dumps(known, sort_keys=True)
 
 
@@ -120,7 +138,9 @@ def snapshot_facts(hardware_json: str) -> SnapshotFacts:
     facts = known.get(_SNAPSHOT) if isinstance(known, dict) else None
     if not isinstance(facts, dict):
         return SnapshotFacts()
-    return SnapshotFacts(facts.get("alone") is True, str(facts.get("event_mark", "")))
+    return SnapshotFacts(
+        facts.get("alone") is True, str(facts.get("event_mark", "")), str(facts.get("vcenter_uuid", ""))
+    )
 
 
 def full(reason: FullReason) -> Decision:

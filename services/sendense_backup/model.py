@@ -125,10 +125,12 @@ class SnapshotFacts:
     Attributes:
         alone: Whether the VM had no other snapshot then.
         event_mark: Place in vCenter's event log; empty when the log could not be read.
+        vcenter_uuid: Where it was made; empty when unknown.
     """
 
     alone: bool = False
     event_mark: str = ""
+    vcenter_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class AgentClient:
             quiesced=made.quiesced,
             disks=tuple(_disk(each) for each in made.disks),
             quiesce_problem=made.quiesce_problem,
-            facts=SnapshotFacts(made.alone, made.event_mark),
+            facts=SnapshotFacts(made.alone, made.event_mark, ref.vcenter_uuid),
         )
 
     async def look_for_revert(self, ref: VmRef, since: str, own: str) -> RevertLook:

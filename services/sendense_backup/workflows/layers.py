@@ -14,6 +14,7 @@ from sendense_backup.decisions import (
     decide,
     full,
     job_type,
+    of_one_vcenter,
     snapshot_facts,
 )
 from sendense_backup.errors import CannotBackUp, LostSnapshot
@@ -65,6 +66,9 @@ async def _rule_out_a_revert(work: Work, row: JobDisk, decision: Decision, lates
     job = await work.job()
     _, hardware_json = await work.catalogue.running.facts_for_point(work.backup_id)
     parent, own = snapshot_facts(latest.hardware_json), snapshot_facts(hardware_json)
+    decision = of_one_vcenter(decision, parent, job.ref.vcenter_uuid)
+    if decision.parent is None:
+        return decision
     agent = await work.agent()
     look = await work.runtime.patiently(lambda: agent.look_for_revert(job.ref, parent.event_mark, own.event_mark))
     decided = after_look(decision, parent, look)

@@ -16,6 +16,7 @@ from sendense_backup.decisions import (
     decide,
     full,
     job_type,
+    of_one_vcenter,
     snapshot_facts,
     with_snapshot_facts,
 )
@@ -98,7 +99,7 @@ def test_a_job_is_full_only_if_every_disk_is() -> None:
 
 def test_reasons_are_the_documented_words() -> None:
     page = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
-    documented = set(re.findall(r"^\| `([a-z ]+)` \|", page.read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `([a-zA-Z ]+)` \|", page.read_text(), re.MULTILINE))
     assert {each.value for each in FullReason} <= documented
     assert set(TURNS_FULL) == {"CBT_RESET", "AREAS_QUERY_FAILED"}
 
@@ -130,8 +131,17 @@ def test_fact_10a_a_point_that_says_nothing_about_its_snapshot_leaves_a_doubt() 
         assert snapshot_facts(nothing) == SnapshotFacts(alone=False, event_mark="")
 
 
+def test_fact_18_a_replica_in_another_vcenter_counts_its_changes_by_itself() -> None:
+    increment = decide(DISK, "incremental", point(LAYER))
+    here = SnapshotFacts(alone=True, event_mark="1@x", vcenter_uuid="here")
+    assert of_one_vcenter(increment, here, "here") == increment
+    assert of_one_vcenter(increment, here, "there") == full(FullReason.ANOTHER_VCENTER)
+    unknown = SnapshotFacts(alone=True, event_mark="1@x")  # is left to the event log, which lacks the mark
+    assert of_one_vcenter(increment, unknown, "there") == increment
+
+
 def test_fact_10a_what_is_known_of_a_snapshot_travels_with_the_hardware() -> None:
-    facts = SnapshotFacts(alone=True, event_mark="7@2026-01-01T00:00:00+00:00")
+    facts = SnapshotFacts(alone=True, event_mark="7@2026-01-01T00:00:00+00:00", vcenter_uuid="v")
     kept = with_snapshot_facts('{"name": "web"}', facts)
     assert snapshot_facts(kept) == facts
     assert json.loads(kept)["name"] == "web"
