@@ -6,6 +6,7 @@ traversal that the inventory's properties support works.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sendense_lab.soap import fingerprint, typed
 
 query = vmodl.query.PropertyCollector
 MAX_OBJECTS = 1000
+_filter_numbers = itertools.count(1)
 
 
 class Views:
@@ -57,7 +59,6 @@ class Collector:
         self._inventory = inventory
         self._views = views
         self._filters: dict[str, Filter] = {}
-        self._filters_made = 0
         self._version = 0
         self._rest: dict[str, list[Any]] = {}
         self._tokens_made = 0
@@ -189,11 +190,14 @@ class Collector:
     def _all_properties(self, ref: Any) -> list[str]:
         return ["view"] if isinstance(ref, vim.view.ContainerView) else self._inventory.known_properties(ref)
 
+    def sibling(self) -> Collector:
+        """Returns a new collector of the same session, with no filter."""
+        return Collector(self._lab, self._inventory, self._views)
+
     def create_filter(self, spec: Any) -> str:
         """Starts watching; returns the filter's managed object id."""
         list(self._select(spec))  # a bad filter is refused at once
-        self._filters_made += 1
-        moref = f"filter-{self._filters_made}"
+        moref = f"filter-{next(_filter_numbers)}"
         self._filters[moref] = Filter(spec)
         return moref
 

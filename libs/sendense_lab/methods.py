@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from pyVmomi import vim, vmodl
 
@@ -12,6 +13,7 @@ from sendense_lab import inventory as inv
 from sendense_lab.apifaults import ApiFaults
 from sendense_lab.call import Call
 from sendense_lab.cbtmethods import CbtMethods
+from sendense_lab.collector import Collector
 from sendense_lab.eventmethods import EventMethods
 from sendense_lab.inventory import Inventory
 from sendense_lab.lab import Lab
@@ -97,28 +99,52 @@ class Methods:
         """CancelRetrievePropertiesEx."""
         call.logged_in.collector.proceed(call.argument("token"))
 
+    def create_collector(self, call: Call) -> Any:
+        """CreatePropertyCollector: whoever waits beside others needs filters and versions of its own."""
+        session = call.logged_in
+        moref = f"session[{session.key}]{uuid4()}"
+        session.more_collectors[moref] = session.collector.sibling()
+        return vmodl.query.PropertyCollector(moref)
+
+    def destroy_collector(self, call: Call) -> None:
+        """DestroyPropertyCollector."""
+        collector = call.logged_in.more_collectors.pop(call.moref, None)
+        if collector is None:
+            raise call.gone()
+        collector.cancelled = True
+
+    @staticmethod
+    def _collector(call: Call) -> Collector:
+        collector = call.logged_in.collector_of(call.moref)
+        if collector is None:
+            raise call.gone()
+        return collector
+
     def create_filter(self, call: Call) -> Any:
         """CreateFilter."""
-        return vmodl.query.PropertyCollector.Filter(call.logged_in.collector.create_filter(call.argument("spec")))
+        return vmodl.query.PropertyCollector.Filter(self._collector(call).create_filter(call.argument("spec")))
 
     def destroy_filter(self, call: Call) -> None:
         """DestroyPropertyFilter."""
-        if not call.logged_in.collector.destroy_filter(call.moref):
-            raise call.gone()
+        session = call.logged_in
+        for collector in (session.collector, *list(session.more_collectors.values())):
+            if collector.destroy_filter(call.moref):
+                return
+        raise call.gone()
 
     def wait_for_updates_ex(self, call: Call) -> Any:
         """WaitForUpdatesEx."""
         options = call.argument("options")
         limit = options.maxWaitSeconds if options else None
-        return call.logged_in.collector.wait(call.argument("version"), limit)
+        return self._collector(call).wait(call.argument("version"), limit)
 
     def wait_for_updates(self, call: Call) -> Any:
         """WaitForUpdates, the old form without a time limit."""
-        return call.logged_in.collector.wait(call.argument("version"), None)
+        return self._collector(call).wait(call.argument("version"), None)
 
     def check_for_updates(self, call: Call) -> Any:
         """CheckForUpdates."""
-        return call.logged_in.collector.wait(call.argument("version"), 0)
+        return self._collector(call).wait(call.argument("version"), 0)
 
     def create_container_view(self, call: Call) -> Any:
         """CreateContainerView."""
@@ -158,6 +184,8 @@ class Methods:
             "RetrieveProperties": self.retrieve,
             "ContinueRetrievePropertiesEx": self.continue_retrieve,
             "CancelRetrievePropertiesEx": self.cancel_retrieve,
+            "CreatePropertyCollector": self.create_collector,
+            "DestroyPropertyCollector": self.destroy_collector,
             "CreateFilter": self.create_filter,
             "DestroyPropertyFilter": self.destroy_filter,
             "WaitForUpdatesEx": self.wait_for_updates_ex,

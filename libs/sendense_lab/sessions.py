@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from sendense_lab.collector import Collector, Views
 from sendense_lab.credentials import Credentials
-from sendense_lab.inventory import Inventory
+from sendense_lab.inventory import PROPERTY_COLLECTOR, Inventory
 from sendense_lab.lab import Lab
 
 COOKIE = "vmware_soap_session"
@@ -23,14 +23,25 @@ class Session:
     Attributes:
         key: What the API calls the session; not its secret.
         collector: Its own property collector.
+        more_collectors: Those that it made besides, by managed object id: each has its own filters and versions.
         views: Its container views.
     """
 
     key: str
     collector: Collector
     views: Views
+    more_collectors: dict[str, Collector] = field(default_factory=dict)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     last_active: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def collector_of(self, moref: str) -> Collector | None:
+        """Returns a collector by its managed object id; None when there is no such one."""
+        return self.collector if moref == PROPERTY_COLLECTOR else self.more_collectors.get(moref)
+
+    def cancel(self) -> None:
+        """Ends everything that waits for news."""
+        for collector in (self.collector, *self.more_collectors.values()):
+            collector.cancelled = True
 
 
 class Sessions:
@@ -70,7 +81,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(secret, None)
         if session is not None:
-            session.collector.cancelled = True
+            session.cancel()
             self._lab.notify()
 
     def close_all(self) -> int:
@@ -78,7 +89,7 @@ class Sessions:
         with self._lock:
             lost, self._sessions = list(self._sessions.values()), {}
         for session in lost:
-            session.collector.cancelled = True
+            session.cancel()
         self._lab.notify()
         return len(lost)
 

@@ -73,13 +73,15 @@ def _news(service: Any, moref: str) -> Any:
     info = task.info
     if info.state in _ENDED:
         return info
-    collector = service.content.propertyCollector
+    # A collector of its own: all waits of a session would share filters and versions of the session's, and fail with
+    # InvalidCollectorVersion as soon as two tasks are waited for.
+    collector = service.content.propertyCollector.CreatePropertyCollector()
     spec = _collector.FilterSpec(
         objectSet=[_collector.ObjectSpec(obj=task)],
         propSet=[_collector.PropertySpec(type=vim.Task, pathSet=["info.state"], all=False)],
     )
-    watch = collector.CreateFilter(spec, True)  # noqa: FBT003  # partial updates
     try:
+        collector.CreateFilter(spec, True)  # noqa: FBT003  # partial updates
         version, until = "", time.monotonic() + STEP_SECONDS
         while info.state not in _ENDED and time.monotonic() < until:
             news = collector.WaitForUpdatesEx(version, _collector.WaitOptions(maxWaitSeconds=STEP_SECONDS))
@@ -87,4 +89,4 @@ def _news(service: Any, moref: str) -> Any:
             info = task.info
         return info
     finally:
-        watch.Destroy()
+        collector.Destroy()

@@ -36,7 +36,7 @@ from sendense_db.migrate import upgrade
 VMS = int(os.environ.get("SENDENSE_BENCH_VMS", "10000"))
 POINTS = 100
 """Restore points of each VM."""
-SAMPLES = 200
+SAMPLES = 100
 TICKS = 30
 POLICIES = 500
 VCENTER = "11111111-1111-1111-1111-111111111111"
@@ -47,15 +47,16 @@ GENERATE = (
     """INSERT INTO backup_repositories (id, name, repository_type, config, enabled, total_size_bytes,
         available_size_bytes, created_at, updated_at)
     VALUES ('repo-1', 'local', 'local', '{}', true, 1, 1, now(), now())""",
-    f"""INSERT INTO vm_replication_contexts (context_id, vm_name, vm_uuid, vcenter_uuid, agent_id, created_at, updated_at)
+    f"""INSERT INTO vm_replication_contexts
+        (context_id, vm_name, vm_uuid, vcenter_uuid, agent_id, created_at, updated_at)
     SELECT 'ctx-' || v, 'vm-' || v, lpad(v::text, 36, '0'), '{VCENTER}', 'agent-1', now(), now()
     FROM generate_series(1, {VMS}) v""",
     f"""INSERT INTO backup_jobs (id, vm_context_id, vm_name, backup_type, requested_type, status, repository_type,
         repository_path, repository_id, repository_name, agent_id, compression_enabled, quiesce, cancel_requested,
         bytes_transferred, total_bytes, created_at, started_at, completed_at)
     SELECT 'backup-vm-' || v || '-' || to_char(at, 'YYYYMMDDHH24MISS'), 'ctx-' || v, 'vm-' || v,
-        CASE WHEN p % 10 = 1 THEN 'full' ELSE 'incremental' END, 'incremental', 'completed', 'local', '/backups', 'repo-1',
-        'local', 'agent-1', false, false, false, 1000000 + v, 1000000 + v, at, at, at + interval '5 minutes'
+        CASE WHEN p % 10 = 1 THEN 'full' ELSE 'incremental' END, 'incremental', 'completed', 'local', '/backups',
+        'repo-1', 'local', 'agent-1', false, false, false, 1000000 + v, 1000000 + v, at, at, at + interval '5 minutes'
     FROM generate_series(1, {VMS}) v, generate_series(1, {POINTS}) p,
         LATERAL (SELECT now() - (interval '1 day' * ({POINTS} - p)) - interval '1 hour' AS at) moment""",
     "ANALYZE",
@@ -74,7 +75,9 @@ async def _measure(url: str) -> list[Row]:
     try:
         async with catalogue.database.begin() as connection:
             for statement in GENERATE:
+                began = time.monotonic()
                 await connection.execute(text(statement))
+                print(f"{statement.split()[0]} … {time.monotonic() - began:.1f} s", flush=True)  # noqa: T201
         return await _rows(catalogue)
     finally:
         await catalogue.close()

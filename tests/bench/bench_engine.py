@@ -6,7 +6,9 @@ All ratios are of pairs of one round.
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
 from unittest import mock
 
 from copy_servers import CopyServers, copy_servers
@@ -18,12 +20,13 @@ from sendense_blockio.engine import CopyOptions
 from sendense_blockio.extents import Extent, total
 
 SIZE = 2 * GIB
-RUNS = 7
+RUNS = 5
 CLUSTER = 64 * 1024
 
 STOCK = "nbdcopy as it is → stock daemon"
 BEST = "nbdcopy at its best → tuned daemon"
 ENGINE = "engine → tuned daemon"
+CONVERT = "qemu-img convert → tuned daemon"
 NO_HASH = "engine without BLAKE3 → tuned daemon"
 SCATTER = "increment: 5 % in 64K pieces at random places"
 RUNS_OF_1M = "increment: 5 % in runs of 1M"
@@ -62,21 +65,30 @@ def _measure(servers: CopyServers) -> list[Row]:
         with mock.patch.object(lane, "blake3", _NoHash):
             servers.engine(options, whole)
 
-    times = in_turns(
+    times, cpu = _in_turns(
+        servers,
         {
             STOCK: lambda: servers.nbdcopy("stock"),
             BEST: lambda: servers.nbdcopy("tuned", "-C2", f"--request-size={MIB}", f"--queue-size={4 * MIB}"),
+            CONVERT: servers.qemu_img,
             ENGINE: lambda: servers.engine(options, whole),
             NO_HASH: without_hash,
             SCATTER: lambda: servers.engine(options, plans[SCATTER]),
             RUNS_OF_1M: lambda: servers.engine(options, plans[RUNS_OF_1M]),
             NOTHING: lambda: servers.engine(options, []),
         },
-        RUNS,
     )
     measured = [
         Row.of(name, [SIZE / GIB / each for each in times[name]], unit="GiB/s")
-        for name in (STOCK, BEST, ENGINE, NO_HASH)
+        for name in (STOCK, BEST, CONVERT, ENGINE, NO_HASH)
+    ]
+    measured += [
+        Row.of(f"processor time a GiB: {name}", [each * GIB / SIZE for each in cpu[name]], unit="s")
+        for name in (STOCK, BEST, CONVERT, ENGINE)
+    ]
+    measured += [
+        Row.of(f"processor time: {name} ÷ engine", ratios(cpu[name], cpu[ENGINE]), against=name)
+        for name in (STOCK, BEST)
     ]
     measured += [
         Row.of(
@@ -117,6 +129,25 @@ def _measure(servers: CopyServers) -> list[Row]:
         )
     measured.append(Row.of(NOTHING, [1000 * each for each in times[NOTHING]], unit="ms"))
     return measured
+
+
+def _in_turns(
+    servers: CopyServers, ways: dict[str, Callable[[], None]]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Runs all ways in turns.
+
+    Returns:
+        Seconds, and processor seconds of all processes together, which a busy neighbour changes less.
+    """
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+
+    def counted(name: str, work: Callable[[], None]) -> None:
+        before = servers.cpu_seconds()
+        work()
+        cpu[name].append(servers.cpu_seconds() - before)
+
+    times = in_turns({name: functools.partial(counted, name, work) for name, work in ways.items()}, RUNS)
+    return times, {name: each[1:] for name, each in cpu.items()}
 
 
 if __name__ == "__main__":

@@ -258,3 +258,22 @@ def test_a_filter_reports_what_changed_since_the_last_version(vcenter: Vcenter, 
     watched.Destroy()
     with pytest.raises(vmodl.fault.ManagedObjectNotFound):
         watched.Destroy()
+
+
+def test_collectors_of_one_session_have_versions_of_their_own(vcenter: Vcenter, vm_json: dict[str, Any]) -> None:
+    """Who waits for several things at once makes a collector for each, as with a vCenter."""
+    shared, vm = vcenter.content.propertyCollector, vcenter.vm(vm_json["moref"])
+    spec = query.FilterSpec(
+        objectSet=[query.ObjectSpec(obj=vm)], propSet=[query.PropertySpec(type=vim.VirtualMachine, pathSet=["name"])]
+    )
+    options = query.WaitOptions(maxWaitSeconds=0)
+    one, other = shared.CreatePropertyCollector(), shared.CreatePropertyCollector()
+    for own in (one, other):
+        own.CreateFilter(spec, True)
+    versions = [own.WaitForUpdatesEx("", options).version for own in (one, other)]
+    for own, version in zip((one, other), versions, strict=True):
+        assert own.WaitForUpdatesEx(version, options) is None
+    one.Destroy()
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        one.WaitForUpdatesEx("", options)
+    other.Destroy()
