@@ -58,8 +58,11 @@ def require_same_epoch(disk: Disk, parent: str) -> None:
         ChangeTrackingReset: It is not, or the snapshot has none.
     """
     epoch, separator, sequence = parent.rpartition("/")
-    current, _, _ = disk.change_id.rpartition("/")
+    current, _, newest = disk.change_id.rpartition("/")
     if not separator or not epoch or not sequence or epoch != current:
+        raise ChangeTrackingReset(str(disk), parent, disk.change_id)
+    # A storage array that went back to a copy of its own takes the count back with the disk.
+    if sequence.isdecimal() and newest.isdecimal() and int(sequence) > int(newest):
         raise ChangeTrackingReset(str(disk), parent, disk.change_id)
 
 

@@ -54,7 +54,7 @@ def area_lists(draw: st.DrawFn) -> list[Extent]:
 
 
 @given(areas=area_lists(), limit=st.integers(1, 7))
-def test_fact_1_all_pages_are_asked_whatever_their_size(areas: list[Extent], limit: int) -> None:
+def test_fact_01_all_pages_are_asked_whatever_their_size(areas: list[Extent], limit: int) -> None:
     pager = Pager(areas, DISK.capacity_bytes, limit)
     assert all_pages(pager, DISK) == normalize(areas)
     assert pager.asked[0] == 0
@@ -74,7 +74,7 @@ def test_fact_1_all_pages_are_asked_whatever_their_size(areas: list[Extent], lim
     ],
     ids=["no length", "negative", "elsewhere", "too long", "behind", "across", "empty area", "overlap"],
 )
-def test_fact_1_answers_that_cannot_be_ask_for_a_full(page: Page) -> None:
+def test_fact_01_answers_that_cannot_be_ask_for_a_full(page: Page) -> None:
     def ask(start: int) -> Page:
         return page if start == 0 else Page(start, DISK.capacity_bytes - start)
 
@@ -94,12 +94,18 @@ def test_fact_1_answers_that_cannot_be_ask_for_a_full(page: Page) -> None:
         ("*", "52 aa/7"),
     ],
 )
-def test_facts_2_and_3_another_or_no_epoch_is_a_reset(parent: str, current: str) -> None:
+def test_fact_03_and_02_another_or_no_epoch_is_a_reset(parent: str, current: str) -> None:
     with pytest.raises(ChangeTrackingReset):
         require_same_epoch(replace(DISK, change_id=current), parent)
 
 
-def test_fact_3_the_same_epoch_is_followed() -> None:
+def test_fact_03_a_count_that_went_back_is_a_reset() -> None:
+    """A storage array that went back to a copy of its own took the disk's tracking with it."""
+    with pytest.raises(ChangeTrackingReset):
+        require_same_epoch(replace(DISK, change_id="52 aa/6"), "52 aa/7")
+
+
+def test_fact_03_the_same_epoch_is_followed() -> None:
     require_same_epoch(replace(DISK, change_id="52 aa/900"), "52 aa/7")
 
 
