@@ -21,7 +21,7 @@ from sendense_blockio.errors import CopyCancelledError
 from sendense_repository import durable
 from sendense_repository.clone import can_clone
 from sendense_repository.deletion_plan import DeletionPlan, DeletionPlanner
-from sendense_repository.errors import RepositoryUnusable, is_no_space
+from sendense_repository.errors import RepositoryUnusable, StaleAttempt, is_no_space
 from sendense_repository.locks import NamedLocks, maintenance_lock, vm_lock
 from sendense_repository.merging import Merge, MergeBuilder, remove_merge
 from sendense_repository.reconcile import Reconciler
@@ -153,7 +153,7 @@ class Deleter:
             CopyCancelledError: `course.cancel` was set; nothing was changed.
         """
         course = course if course is not None else Course(holder)
-        await self._catalogue.fences.admit(holder)
+        await self._admit(course)
         repository_id, vm_uuid = await self._planner.place(backup_ids)
         repository = await self._registry.use(repository_id)
         wanted = _Wanted(repository, vm_uuid, frozenset(backup_ids), cascade, wait_seconds)
@@ -177,6 +177,20 @@ class Deleter:
             finally:
                 await self._clean(wanted, built)
 
+    async def _admit(self, course: Course) -> None:
+        """Admits the holder as it is now: a newer attempt may take the deletion over at any moment.
+
+        Raises:
+            StaleAttempt: A newer attempt of the job was seen that has not taken it over.
+        """
+        while True:
+            holder = course.holder
+            try:
+                return await self._catalogue.fences.admit(holder)
+            except StaleAttempt:
+                if course.holder == holder:
+                    raise
+
     async def _return(self, plan: DeletionPlan) -> DeletionPlan:
         return plan
 
@@ -188,7 +202,7 @@ class Deleter:
         deadline = loop.time() + wanted.wait_seconds
         while True:
             async with self._locks.hold(vm_lock(wanted.repository.repository_id, wanted.vm_uuid)):
-                await self._catalogue.fences.admit(course.holder)
+                await self._admit(course)
                 repository = await self._registry.use(wanted.repository.repository_id)
                 await self._reconciler.reconcile_vm(repository, wanted.vm_uuid)
                 plan = await self._planner.plan(repository, wanted.vm_uuid, wanted.backup_ids, cascade=wanted.cascade)

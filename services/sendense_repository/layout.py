@@ -27,6 +27,11 @@ def check_vm_uuid(vm_uuid: str) -> None:
         raise InvalidValue("vm_uuid", f"{vm_uuid!r} is no UUID in lower case")
 
 
+def is_vm_directory(path: Path) -> bool:
+    """Tells whether a path is a directory that has a VM's name."""
+    return _UUID.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
 def check_backup_id(backup_id: str) -> None:
     """Raises InvalidValue unless it can be a file's name."""
     if not _BACKUP_ID.fullmatch(backup_id):

@@ -55,7 +55,9 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
                 ),
                 Servicer(
                     "sendense.repository.v1.PointService",
-                    PointServicer(parts.points, parts.chains, parts.deleter, upkeep.integrity, unbroken),
+                    PointServicer(
+                        parts.points, parts.chains, parts.deleter, parts.operations, upkeep.integrity, unbroken
+                    ),
                     point_pb2_grpc.add_PointServiceServicer_to_server,
                 ),
                 Servicer(

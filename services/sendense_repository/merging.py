@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from sendense_blockio.engine import CopyProgress
-from sendense_blockio.errors import BlockIOError, CopyError
+from sendense_blockio.errors import BlockIOError, CopyCancelledError
 from sendense_blockio.extents import Extent, align, areas_digest, total
 from sendense_blockio.journal import Entry, JournalWriter, read_journal
 from sendense_qemu import img
@@ -119,6 +119,7 @@ class MergeBuilder:
         Raises:
             LayerDamaged: A layer is not what was backed up.
             MergeFailed: The merged image could not be made, or is not right; nothing was changed.
+            CopyCancelledError: `cancel` was set.
             OSError: The file system failed, or is full.
         """
         files = merge.child.files(root)
@@ -142,7 +143,9 @@ class MergeBuilder:
             self._observe("merge-synced")
             await asyncio.to_thread(_describe, merged, merge.parent, files)
             self._observe("merge-ready")
-        except (CopyError, QemuError, MergeDiffers, MetadataError, UnreadableData, DocumentError) as error:
+        except CopyCancelledError:
+            raise
+        except (BlockIOError, QemuError, MergeDiffers, MetadataError, UnreadableData, DocumentError) as error:
             raise MergeFailed(merge.child.layer_id, str(error)) from error
         except SourceDamaged as error:
             raise LayerDamaged(merge.merged[error.depth].layer_id, str(error)) from error

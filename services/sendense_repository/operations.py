@@ -139,6 +139,13 @@ class Operations:
         request = Request("consolidation", frozenset(run | {first_backup_id}), cascade=False)
         return await self._start(holder, request, wait_seconds)
 
+    async def finished(self, operation: Operation) -> Deletion:
+        """Waits for an operation and returns what it did; raises what it failed with."""
+        await operation.ended.wait()
+        if operation.done is None:
+            raise operation.error or OperationStopped(operation.operation_id)
+        return operation.done
+
     def get(self, operation_id: str) -> Operation:
         """Returns an operation.
 
@@ -169,13 +176,16 @@ class Operations:
 
     async def _start(self, holder: Holder, request: Request, wait_seconds: int) -> Operation:
         async with self._starting:
-            await self._catalogue.fences.admit(holder)
             known = self._operations.get(holder.job_id)
             if known is not None and not known.ended.is_set():
                 if known.request.backup_ids != request.backup_ids or known.request.cascade != request.cascade:
                     raise OperationConflict(holder.job_id)
-                known.course.holder = holder
+                if holder.attempt > known.course.holder.attempt:
+                    # Before it is admitted: from then on the operation must not be taken for an older attempt's.
+                    known.course.holder = holder
+                await self._catalogue.fences.admit(holder)
                 return known
+            await self._catalogue.fences.admit(holder)
             # What can be known at once is said at once, not by an operation that failed.
             plan = await self._deleter.plan(request.backup_ids, cascade=request.cascade)
             if not wait_seconds:

@@ -8,10 +8,12 @@ storage holds and the catalogue does not know is left alone: it may be another c
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import structlog
 
-from sendense_repository import layout, pointfile
+from sendense_repository import durable, layout, pointfile
 from sendense_repository.documents import DocumentError
 from sendense_repository.errors import LayerDamaged, RepositoryUnusable
 from sendense_repository.merging import remove_merge
@@ -85,6 +87,7 @@ class Reconciler:
         for vm_uuid in sorted(directories | deleting):
             await self.reconcile_vm(repository, vm_uuid)
             await self.remove_leftovers(repository, vm_uuid)
+        await asyncio.to_thread(_remove_temporaries, repository.path)
 
 
 def _belongs(layer: LayerRecord, point: pointfile.PointFile) -> bool:
@@ -94,6 +97,19 @@ def _belongs(layer: LayerRecord, point: pointfile.PointFile) -> bool:
         and layer.backup_id == point.record.backup_id
         and layer.digest == point.layer_digests[layer.layer_id]
     )
+
+
+def _remove_temporaries(root: Path) -> None:
+    """Removes what a crash left half written beside the repository's own files; nothing is being written yet."""
+    ours = [root]
+    for directory in (entry for entry in root.iterdir() if layout.is_vm_directory(entry)):
+        ours += [directory, *(entry for entry in directory.iterdir() if entry.is_dir() and not entry.is_symlink())]
+    for path in (path for directory in ours for path in directory.glob(f"{durable.TEMPORARY_PREFIX}*")):
+        log.info("leftover removed", path=str(path))
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _vm_directories(repository: RepositoryRecord) -> set[str]:

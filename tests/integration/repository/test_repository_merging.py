@@ -248,3 +248,28 @@ async def test_a_backup_that_runs_on_the_chain_is_named_and_waited_for(rig: Rig)
     # The point was the newest one when its deletion was asked for: now it is merged into what was built on it.
     assert rig.content(sealed) == disks[1]
     await require_sound(rig, sealed)
+
+
+async def test_what_a_crash_left_half_written_is_removed_at_the_start_and_nothing_else(rig: Rig) -> None:
+    layers, _ = await rig.chain_of(2)
+    directory = rig.image(layers[0]).parent
+    strangers = [
+        rig.root / "notes.txt",
+        rig.root / "lost+found",
+        directory / "copy.qcow2",
+        rig.root / "other" / ".new-1",
+    ]
+    (rig.root / "other").mkdir()
+    for stranger in strangers:
+        stranger.write_text("not ours")
+    before = tree(rig.root)
+    (rig.root / ".new-probe").mkdir()
+    (rig.root / ".new-probe" / "first").write_text("x")
+    (directory / ".new-1234").write_text("x")
+    (point_file(rig.root, VM, "job-0").parent / ".new-1234").write_text("x")
+    rig.image(layers[1]).with_name(f"{layers[1].layer.name}.merged").write_text("half")
+
+    await rig.restart()
+
+    assert tree(rig.root) == before
+    assert not (rig.root / ".new-probe").exists()
