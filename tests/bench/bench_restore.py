@@ -1,7 +1,7 @@
-"""How soon a mounted restore point shows its first listing, and how fast a download is against reading the mount itself.
+"""How soon a mounted restore point shows its first listing, and a download's rate against reading the mount itself.
 
-The guest's disk is crash-consistent (copied while mounted, its journal dirty). The guestfs back end is emulated where KVM
-does not work, which the row's name says. A download goes over the service's Unix socket to curl.
+The guest's disk is crash-consistent (copied while mounted, its journal dirty). The guestfs back end is emulated where
+KVM does not work, which the row's name says. A download goes over the service's Unix socket to curl.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from restore_world import World, restore_world  # noqa: E402
 from sendense_access.keys import SigningKey, write_workload_identities  # noqa: E402
 from sendense_restore.guestfs_backend import EMULATED, guestfs_missing  # noqa: E402
 
-SAMPLES = 15
-GUESTFS_SAMPLES = 2
+SAMPLES = 9
+GUESTFS_SAMPLES = 1
 DEPTH = 31
 DOWNLOADS = 3
 MOUNT = Goal(1.0, 0.2, "lower")
@@ -52,7 +52,7 @@ def _shallow(directory: Path, depth: int) -> Point:
     """A file system of 200 files on a chain of so many layers."""
     folder = directory / f"depth-{depth}"
     folder.mkdir()
-    guest = whole(folder / "disk.raw", 128 * MIB)
+    guest = whole(folder / "disk.raw", 24 * MIB)
     format_partition(guest, 0, ["mkfs.ext4", "-q"])
     before = None
     with guest.mounted(0, folder / "m") as root:
