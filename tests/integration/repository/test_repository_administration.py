@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -228,3 +231,39 @@ async def test_the_day_on_which_a_repository_is_full_is_told(rig: Rig) -> None:
     assert f"{outlook.forecast.full_at:%Y-%m-%d}" in outlook.warning
     await administration.sample()
     assert len(await usage.samples(record.repository_id, now - timedelta(days=30))) == 10
+
+
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from sendense_repository import root as roots
+from sendense_repository.errors import RepositoryUnusable
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    roots.probe(Path(sys.argv[1]), 0)
+except RepositoryUnusable as error:
+    print(error.finding)
+else:
+    print("usable")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o755), (65534, 0o555)])
+def test_a_root_of_another_owner_or_read_only_is_refused_by_name(short_tmp: Path, owner: int, mode: int) -> None:
+    """Run as an unprivileged user: root could write everywhere."""
+    root = short_tmp / "backups"
+    root.mkdir()
+    os.chown(root, owner, owner)
+    root.chmod(mode)
+    short_tmp.chmod(0o755)
+
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, str(root)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert "Permission denied" in done.stdout, done.stderr
+    assert list(root.iterdir()) == []
