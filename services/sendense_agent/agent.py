@@ -247,6 +247,7 @@ class Agent:
         if not wanted:
             return
         async with (
+            self._disks_read.inside(await _places(vcenter, ref)),
             self._readers.open(source, vcenter.check_account) as opened,
             contextlib.aclosing(audit.digests_of(opened, wanted)) as pages,
         ):

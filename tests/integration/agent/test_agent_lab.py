@@ -127,6 +127,35 @@ async def test_full_and_increment_equal_their_snapshots(
     same_content(image, short_tmp / "second.raw")
 
 
+async def test_fact_14_disks_beyond_the_limit_of_a_host_wait_their_turn(
+    lab: LabClient, vm: str, sendense_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENDENSE_AGENT_DISKS_AT_ONCE", "1")
+    images = {
+        f"disk-{n}": (make_qcow2(sendense_home / f"disk-{n}.qcow2", size * MIB), "lab")
+        for n, size in enumerate((48, 20))
+    }
+    async with node_with_agent(lab, sendense_home, images) as rig:
+        ref = await rig.ref(vm)
+        snapshot = await rig.create_snapshot(ref)
+        lab.set_fault("read-slow", ms=20, times=None)
+        captures = asyncio.gather(
+            *(
+                rig.capture(
+                    rig.target(ref, snapshot.moref, disk.device_key, f"disk-{number}"), [Extent(0, disk.capacity_bytes)]
+                )
+                for number, disk in enumerate(snapshot.disks)
+            )
+        )
+        while not captures.done():
+            readers = await asyncio.to_thread(children_running, "nbdkit", str(rig.home))
+            assert len(readers) <= 1
+            await asyncio.sleep(0.02)
+        assert [copied.done is not None for copied in await captures] == [True, True]
+        lab.clear_faults()
+        await rig.remove_snapshot(ref)
+
+
 async def _full(rig: AgentRig, lab: LabClient, vm: str) -> agent_pb2.Snapshot:
     ref = await rig.ref(vm)
     tracked = await rig.enable_tracking(ref)
