@@ -35,8 +35,8 @@ CACHE_BYTES = 128 << 20
 
 PREALLOCATED_BYTES = 32 << 20
 """How far a file that is being written grows ahead of its data. On ext4 with direct I/O each write beyond the end of
-the file is serialised: 54 MiB in 64 KiB pieces took 0.25 s, 0.16 s of it CPU; with this 0.13 s and 0.035 s (ADR on the
-daemon). A file is cut back when it is closed; after a kill so much may stay behind the image, for the next writer."""
+the file is serialised: 54 MiB in 64 KiB pieces took 0.25 s, 0.16 s of it CPU; with this 0.13 s and 0.035 s (ADR 13).
+A file is cut back when it is closed; after a kill so much may stay behind the image, for the next writer."""
 
 
 @dataclass(frozen=True, slots=True)
