@@ -1,10 +1,12 @@
 """Mutual TLS between machines: both sides show a certificate of the installation's own CA, and nobody else gets in.
 
-The files lie in one directory (`SENDENSE_MTLS_DIR`): `ca.crt`, `node.crt` and `node.key` (0600). `sendense-node
-certificate` makes them. The certificate proves the machine; the workload token in each call proves the process.
+The files lie in one directory (`SENDENSE_MTLS_DIR`): `ca.crt`, `node.crt` and `node.key` (0600), which
+`sendense-certificate` makes. The certificate proves the machine; the workload token in each call proves the process.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import grpc
 
@@ -20,7 +22,7 @@ class NoMachineCertificate(SendenseError):
             f"calls between machines need certificates: {problem}",
             kind=Kind.FAILED_PRECONDITION,
             reason="NO_MACHINE_CERTIFICATE",
-            help="Set SENDENSE_MTLS_DIR to the directory that `sendense-node certificate` made for this machine.",
+            help="Set SENDENSE_MTLS_DIR to the directory that `sendense-certificate` made for this machine.",
         )
 
 
@@ -44,10 +46,19 @@ def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(key, chain)], ca, require_client_auth=True)
 
 
-def _files(settings: ServiceSettings) -> tuple[bytes, bytes, bytes]:
-    folder = settings.mtls_dir
-    if folder is None:
+def mtls_folder(settings: ServiceSettings) -> Path:
+    """Returns the directory of this machine's certificate.
+
+    Raises:
+        NoMachineCertificate: It is not set.
+    """
+    if settings.mtls_dir is None:
         raise NoMachineCertificate("SENDENSE_MTLS_DIR is not set")
+    return settings.mtls_dir.absolute()
+
+
+def _files(settings: ServiceSettings) -> tuple[bytes, bytes, bytes]:
+    folder = mtls_folder(settings)
     try:
         ca, chain, key = ((folder / name).read_bytes() for name in ("ca.crt", "node.crt", "node.key"))
     except OSError as error:

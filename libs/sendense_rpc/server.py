@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection
 
 from sendense_rpc.audit import AuditLog
 from sendense_rpc.audit_client import audit_spool
-from sendense_rpc.channel import MAX_MESSAGE_BYTES
+from sendense_rpc.channel import MAX_MESSAGE_BYTES, service_peer
 from sendense_rpc.errors import SendenseError
 from sendense_rpc.interceptor import Door
 from sendense_rpc.logs import configure_logs
@@ -33,6 +33,7 @@ from sendense_rpc.metrics import Refresh, serving_metrics
 from sendense_rpc.mtls import server_credentials
 from sendense_rpc.repeats import Ledger, Repeats
 from sendense_rpc.settings import ServiceSettings
+from sendense_rpc.trust import keep_fresh
 
 log = structlog.get_logger()
 
@@ -110,6 +111,8 @@ async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Ev
     socket = settings.socket(service.name)
     repeats = Repeats(service.requests) if service.requests else None
     async with contextlib.AsyncExitStack() as stack:
+        if "access" in settings.peers:
+            await stack.enter_async_context(_trusting(settings, service.name))
         audit = service.audit or await stack.enter_async_context(audit_spool(settings, service.name))
         server = build_server(
             service.servicers, settings, check=service.check, reflect=service.reflect, repeats=repeats, audit=audit
@@ -132,6 +135,19 @@ async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Ev
             if repeats:
                 await repeats.drain()
     log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _trusting(settings: ServiceSettings, name: str) -> AsyncIterator[None]:
+    """Keeps this machine's keys and revoked tokens fresh for the time of the block."""
+    peer = service_peer(settings, "access", name)
+    task = asyncio.create_task(keep_fresh(peer, settings))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await peer.close()
 
 
 @contextlib.contextmanager

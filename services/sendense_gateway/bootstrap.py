@@ -13,6 +13,7 @@ from sendense_gateway.edge_errors import local_reply_config
 from sendense_gateway.edge_tokens import token_filter
 from sendense_gateway.routes import BUFFER, DOWNLOADS_CLUSTER, JWT, PAGES_CLUSTER, TRANSCODER, routes
 from sendense_gateway.tls import ServerCertificate
+from sendense_rpc.mtls import mtls_folder
 
 Config = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Inputs:
 def bootstrap(inputs: Inputs) -> Config:
     """Returns the bootstrap document."""
     settings = inputs.settings
-    clusters = [_grpc_cluster(owner, settings.socket(owner)) for owner in inputs.contract.owners]
+    clusters = [_grpc_cluster(owner, settings) for owner in inputs.contract.owners]
     clusters.append(_cluster(DOWNLOADS_CLUSTER, settings.restore_http_socket))
     clusters.append(_cluster(PAGES_CLUSTER, settings.pages_socket))
     return {
@@ -298,11 +299,43 @@ def _cluster(name: str, socket: Path) -> Config:
     }
 
 
-def _grpc_cluster(name: str, socket: Path) -> Config:
+def _remote(name: str, address: str, folder: Path) -> Config:
+    """Returns what makes a cluster another machine's: its address, and mutual TLS as between services."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
+    tls = {
+        "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": host,
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            "tls_certificates": [
+                {
+                    "certificate_chain": {"filename": str(folder / "node.crt")},
+                    "private_key": {"filename": str(folder / "node.key")},
+                }
+            ],
+            "validation_context": {
+                "trusted_ca": {"filename": str(folder / "ca.crt")},
+                "match_typed_subject_alt_names": [
+                    {"san_type": kind, "matcher": {"exact": host}} for kind in ("DNS", "IP_ADDRESS")
+                ],
+            },
+        },
+    }
+    return {
+        "type": "STRICT_DNS",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+    }
+
+
+def _grpc_cluster(name: str, settings: GatewaySettings) -> Config:
     protocol = f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions"
     http2 = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 4 << 20}
     return {
-        **_cluster(name, socket),
+        **_cluster(name, settings.socket(name)),
+        **(_remote(name, settings.peers[name], mtls_folder(settings)) if name in settings.peers else {}),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": protocol,

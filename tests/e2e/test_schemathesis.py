@@ -36,9 +36,13 @@ DISRUPTIVE = (
 )
 
 
+def own_token(node: RunningNode) -> str:
+    """Returns a token that is in no list: the fuzzer finds those, and revokes them."""
+    return SigningKey.load_or_create(node.home / "keys").sign("fuzzer", "admin", 3600)
+
+
 def fuzz(node: RunningNode, folder: Path, seed: int) -> subprocess.CompletedProcess[str]:
-    # Not a token of the list, which the fuzzer finds and revokes.
-    token = SigningKey.load_or_create(node.home / "keys").sign("fuzzer", "admin", 3600)
+    token = own_token(node)
     endpoint = (node.home / "endpoint").read_text().strip()
     command = [
         *(Path(sys.executable).parent / "st", "run", f"{endpoint}/api/v1/openapi.json"),
@@ -57,7 +61,7 @@ def test_the_gateway_answers_as_its_description_says(tmp_path: Path) -> None:
     print(f"SENDENSE_SEED={seed} SENDENSE_FUZZ_SECONDS={SECONDS}")  # noqa: T201  # repeats a failure
     with fresh_node() as node:
         LabClient(node.home).create_vm("pgtest2", ["64M:ext4"], small_files=10)
-        api = Api(node)
+        api = Api(node, own_token(node))
         backup = api.back_up("pgtest2", "full")
         mounted = api.post("/restore/mount", {"backup_id": backup["backup_id"]})
         assert mounted.status_code == 200, mounted.text

@@ -20,6 +20,8 @@ import pytest
 
 from sendense_lab.client import LabClient
 from sendense_node.config import NodeSettings
+from sendense_node.lab import introduce
+from sendense_node.processes import environment_for
 from sendense_node.ready import wait_until_ready
 from sendense_node.running import RunningNode
 from sendense_node.state import prepare
@@ -44,7 +46,7 @@ class Apart:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._environment = {**os.environ, "SENDENSE_HOME": str(home)}
+        self._environment = {**os.environ, **environment_for(home, Path(sys.executable).parent, introduce(home))}
         lines = (ROOT / "deploy" / "Procfile").read_text().splitlines()
         split = (line.split(": ", 1) for line in lines if line)
         self._commands = {name: shlex.split(command) for name, command in split}

@@ -1,0 +1,255 @@
+"""Services on three machines (network namespaces): mutual TLS, tokens beside it, revocation within a minute.
+
+`control` runs the access service, `storage` another service, `agent` is a machine of somebody who has no certificate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sendense_access.keys import SigningKey, write_workload_identities
+from sendense_db.migrate import upgrade
+from sendense_rpc.machine_certificates import make_certificate
+
+pytestmark = pytest.mark.timeout(300)
+
+NETWORK = "10.79.13"
+HOSTS = {"control": f"{NETWORK}.1", "storage": f"{NETWORK}.2", "agent": f"{NETWORK}.3"}
+ACCESS_PORT, EXPORTS_PORT = 7443, 7444
+PROBE = """
+import asyncio, sys
+from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
+from sendense_rpc.channel import service_peer
+from sendense_rpc.errors import SendenseError
+from sendense_rpc.settings import ServiceSettings
+
+async def main():
+    peer = service_peer(ServiceSettings(), "exports", sys.argv[1])
+    try:
+        stub = exports_pb2_grpc.ExportServiceStub(peer.channel)
+        await peer.call(stub.ListExports, exports_pb2.ListExportsRequest(), timeout=20)
+        print("ok")
+    except SendenseError as error:
+        print(error.reason, error.message)
+    finally:
+        await peer.close()
+
+asyncio.run(main())
+"""
+WITHOUT = """
+import grpc, sys
+from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
+
+roots = open(sys.argv[2], "rb").read()
+secure = grpc.secure_channel(sys.argv[1], grpc.ssl_channel_credentials(roots))
+for channel in (grpc.insecure_channel(sys.argv[1]), secure):
+    try:
+        stub = exports_pb2_grpc.ExportServiceStub(channel)
+        stub.ListExports(exports_pb2.ListExportsRequest(), timeout=20)
+        print("reached")
+    except grpc.RpcError as error:
+        print(error.code().name)
+"""
+REVOKE = """
+import asyncio
+from sendense.access.v1 import access_pb2, access_pb2_grpc
+from sendense_rpc.channel import unix_peer
+from sendense_rpc.settings import ServiceSettings
+
+async def main():
+    settings = ServiceSettings()
+    peer = unix_peer(settings.socket("access"), settings.root / "admin.token")
+    stub = access_pb2_grpc.AccessServiceStub(peer.channel)
+    listed = await peer.call(stub.ListTokens, access_pb2.ListTokensRequest())
+    await peer.call(stub.RevokeToken, access_pb2.RevokeTokenRequest(token_id=listed.tokens[0].token_id))
+    await peer.close()
+
+asyncio.run(main())
+"""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Three namespaces on one bridge, each with a home of its own."""
+
+    prefix: str
+    root: Path
+
+    def home(self, name: str) -> Path:
+        return self.root / name
+
+    def environment(self, name: str, **further: str) -> dict[str, str]:
+        return {**os.environ, "SENDENSE_HOME": str(self.home(name)), **further}
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return ["ip", "netns", "exec", f"{self.prefix}-{name}", sys.executable, *arguments]
+
+    def probe(self, name: str, identity: str, **further: str) -> str:
+        done = subprocess.run(
+            self.command(name, "-c", PROBE, identity),
+            env=self.environment(name, **further),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout.strip() or done.stderr[-500:]
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    machines = Machines(f"s{uuid.uuid4().hex[:6]}", Path("/tmp") / f"s-{uuid.uuid4().hex[:8]}")
+    machines.root.mkdir()
+    hub = f"{machines.prefix}-hub"
+    try:
+        ip("netns", "add", hub)
+        ip("-n", hub, "link", "add", "bridge", "type", "bridge")
+        ip("-n", hub, "link", "set", "bridge", "up")
+        for name, address in HOSTS.items():
+            space = f"{machines.prefix}-{name}"
+            ip("netns", "add", space)
+            ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", name, "netns", hub)
+            ip("-n", hub, "link", "set", name, "master", "bridge", "up")
+            ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+            ip("-n", space, "link", "set", "eth0", "up")
+            ip("-n", space, "link", "set", "lo", "up")
+        _certify(machines)
+        yield machines
+    finally:
+        for space in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        ):
+            if space.startswith(machines.prefix):
+                ip("netns", "del", space.split()[0])
+        shutil.rmtree(machines.root)
+
+
+def _certify(machines: Machines) -> None:
+    control, storage, agent = (machines.home(name) for name in HOSTS)
+    for home in (control, storage, agent):
+        (home / "keys").mkdir(parents=True)
+    write_workload_identities(SigningKey.load_or_create(control / "keys"), control / "keys")
+    # What an administrator carries over: certificates and identities, never the signing key.
+    shutil.copytree(control / "keys" / "identities", storage / "keys" / "identities")
+    shutil.copytree(control / "keys" / "identities", agent / "keys" / "identities")
+    for name in ("control", "storage"):
+        make_certificate(machines.root / "ca", machines.home(name) / "mtls", [HOSTS[name], name])
+    make_certificate(machines.root / "strangers-ca", agent / "mtls", [HOSTS["agent"]])
+    for home in (control, storage):
+        (home / "db").mkdir()
+        upgrade(f"sqlite+aiosqlite:///{home}/db/sendense.sqlite")
+
+
+@pytest.fixture(scope="module")
+def services(machines: Machines) -> Iterator[Machines]:
+    """The access service on `control`, the exports service on `storage`, which has no keys of its own."""
+    started = [
+        _start(
+            machines,
+            "control",
+            "sendense_access.main",
+            SENDENSE_ACCESS_RPC_LISTEN=f"{HOSTS['control']}:{ACCESS_PORT}",
+            SENDENSE_MTLS_DIR=str(machines.home("control") / "mtls"),
+        ),
+        _start(
+            machines,
+            "storage",
+            "sendense_exports.main",
+            SENDENSE_EXPORTS_RPC_LISTEN=f"{HOSTS['storage']}:{EXPORTS_PORT}",
+            SENDENSE_MTLS_DIR=str(machines.home("storage") / "mtls"),
+            SENDENSE_PEERS=json.dumps({"access": f"{HOSTS['control']}:{ACCESS_PORT}"}),
+        ),
+    ]
+    try:
+        yield machines
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(60)
+
+
+def _start(machines: Machines, name: str, module: str, **further: str) -> subprocess.Popen[bytes]:
+    with (machines.root / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            machines.command(name, "-m", module),
+            env=machines.environment(name, **further),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def _to_exports(machines: Machines, name: str) -> dict[str, str]:
+    return {
+        "SENDENSE_MTLS_DIR": str(machines.home(name) / "mtls"),
+        "SENDENSE_PEERS": json.dumps({"exports": f"{HOSTS['storage']}:{EXPORTS_PORT}"}),
+    }
+
+
+def eventually(machines: Machines, name: str, identity: str, wanted: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while wanted not in (said := machines.probe(name, identity, **_to_exports(machines, name))):
+        if time.monotonic() > deadline:
+            logs = {file.name: file.read_text()[-1500:] for file in machines.root.glob("*.log")}
+            pytest.fail(f"wanted {wanted!r}, last was {said!r}\n{logs}")
+        time.sleep(0.5)
+
+
+def test_a_call_reaches_another_machine_with_certificate_and_identity(services: Machines) -> None:
+    eventually(services, "control", "backup", "ok")
+    # It verified the caller with keys that it fetched from the access service.
+    fetched = json.loads((services.home("storage") / "keys" / "jwks.json").read_text())
+    assert fetched == json.loads((services.home("control") / "keys" / "jwks.json").read_text())
+    assert not (services.home("storage") / "keys" / "signing.pem").exists()
+
+
+def test_a_machine_with_another_ca_is_refused(services: Machines) -> None:
+    eventually(services, "control", "backup", "ok")
+    assert "SERVICE_UNAVAILABLE" in services.probe("agent", "backup", **_to_exports(services, "agent"))
+
+
+def test_plain_text_and_no_certificate_are_refused(services: Machines) -> None:
+    eventually(services, "control", "backup", "ok")
+    done = subprocess.run(
+        services.command("agent", "-c", WITHOUT, f"{HOSTS['storage']}:{EXPORTS_PORT}", f"{services.root}/ca/ca.crt"),
+        env=services.environment("agent"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["UNAVAILABLE", "UNAVAILABLE"]
+
+
+def test_the_certificate_alone_is_no_identity(services: Machines) -> None:
+    eventually(services, "control", "backup", "ok")
+    (services.home("control") / "keys" / "identities" / "forged.token").write_text("a.b.c")
+    assert services.probe("control", "forged", **_to_exports(services, "control")).startswith("UNAUTHENTICATED")
+
+
+def test_a_revocation_on_one_machine_holds_on_the_other_within_a_minute(
+    services: Machines,
+) -> None:
+    eventually(services, "control", "backup", "ok")
+    identities = services.home("control") / "keys" / "identities"
+    shutil.copy(services.home("control") / "admin.token", identities / "person.token")
+    eventually(services, "control", "person", "ok")
+    subprocess.run(services.command("control", "-c", REVOKE), env=services.environment("control"), check=True)
+    eventually(services, "control", "person", "revoked", seconds=60)
+    eventually(services, "control", "backup", "ok")
