@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -58,3 +58,19 @@ async def kill(process: asyncio.subprocess.Process, settings: BackupSettings) ->
     process.send_signal(signal.SIGKILL)
     await process.wait()
     settings.socket("backup").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def stop(process: asyncio.subprocess.Process) -> Iterator[None]:
+    """Stops the service with SIGSTOP; it goes on at the end of the block at the latest."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        cont(process)
+
+
+def cont(process: asyncio.subprocess.Process) -> None:
+    """Lets a stopped service go on."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGCONT)

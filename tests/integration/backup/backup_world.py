@@ -137,6 +137,8 @@ class World:
         self.faults: dict[str, list[SendenseError]] = defaultdict(list)
         self.always: dict[str, SendenseError] = {}
         self.holds: dict[str, asyncio.Event] = {}
+        self.hold_first: dict[tuple[str, str], asyncio.Event] = {}
+        self.refused: set[tuple[str, str]] = set()
         self.held = asyncio.Event()
         self.agent_connected = True
         self.room = ROOM
@@ -151,9 +153,17 @@ class World:
         self.deleted: set[str] = set()
         self.most_captures = 0
 
-    async def enter(self, call: str) -> None:
-        """Notes a call, and lets it fail or wait when a test asked for that."""
+    async def enter(self, call: str, job: str = "") -> None:
+        """Notes a call, and lets it fail or wait when a test asked for that.
+
+        Args:
+            call: The RPC.
+            job: For whom a mutation is made: the first one of a VM waits for `hold_first`.
+        """
         self.calls.append(call)
+        waits = self.hold_first.pop((call, job.removeprefix("backup-").rsplit("-", 1)[0]), None)
+        if waits is not None:
+            await waits.wait()
         if call in self.holds:
             self.held.set()
             await self.holds[call].wait()
@@ -167,6 +177,7 @@ class World:
         if attempt < 1:
             refuse("STALE_ATTEMPT", "attempts begin with 1", kind=Kind.ABORTED)
         if attempt < self.attempts.get((service, job), 0):
+            self.refused.add((service, job))
             refuse("STALE_ATTEMPT", f"attempt {attempt} of {job} is old", kind=Kind.ABORTED)
         self.attempts[service, job] = attempt
 

@@ -86,7 +86,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
         return self._message(self._world.vm(request.vm))
 
     async def EnableChangeTracking(self, request: agent_pb2.EnableChangeTrackingRequest, context: Any) -> agent_pb2.Vm:
-        await self._world.enter("EnableChangeTracking")
+        await self._world.enter("EnableChangeTracking", request.holder.job_id)
         self._world.fence("agent", request.holder.job_id, request.holder.attempt)
         vm = self._world.vm(request.vm)
         if vm.snapshots or vm.foreign_snapshots:
@@ -95,7 +95,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
         return self._message(vm)
 
     async def CreateSnapshot(self, request: agent_pb2.CreateSnapshotRequest, context: Any) -> agent_pb2.Snapshot:
-        await self._world.enter("CreateSnapshot")
+        await self._world.enter("CreateSnapshot", request.holder.job_id)
         self._world.fence("agent", request.holder.job_id, request.holder.attempt)
         vm = self._world.vm(request.vm)
         job = request.holder.job_id
@@ -130,7 +130,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
     async def RemoveSnapshot(
         self, request: agent_pb2.RemoveSnapshotRequest, context: Any
     ) -> agent_pb2.RemoveSnapshotResponse:
-        await self._world.enter("RemoveSnapshot")
+        await self._world.enter("RemoveSnapshot", request.holder.job_id)
         self._world.fence("agent", request.holder.job_id, request.holder.attempt)
         vm = self._world.vm(request.vm)
         mine = [
@@ -187,7 +187,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
                 source = request.source
             blocks.extend(request.blocks)
         assert source is not None
-        await self._world.enter("DigestBlocks")
+        await self._world.enter("DigestBlocks", source.holder.job_id)
         self._world.fence("agent", source.holder.job_id, source.holder.attempt)
         content = self._snapshot(self._world.vm(source.vm), source.snapshot_moref).disks[source.device_key]
         yield agent_pb2.DigestPage(
@@ -204,7 +204,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
                 target = request.target
             areas.extend(Extent(area.offset, area.length) for area in request.areas)
         assert target is not None
-        await world.enter("Capture")
+        await world.enter("Capture", target.holder.job_id)
         world.fence("agent", target.holder.job_id, target.holder.attempt)
         vm = world.vm(target.vm)
         content = self._snapshot(vm, target.snapshot_moref).disks[target.device_key]

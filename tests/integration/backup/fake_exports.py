@@ -15,7 +15,7 @@ class FakeExports(exports_pb2_grpc.ExportServiceServicer):
         self._world = world
 
     async def CreateFileExport(self, request: exports_pb2.CreateFileExportRequest, context: Any) -> exports_pb2.Export:
-        await self._world.enter("CreateFileExport")
+        await self._world.enter("CreateFileExport", request.holder.job_id)
         self._world.fence("exports", request.holder.job_id, request.holder.attempt)
         known = self._world.exports.get(request.export_name)
         if known is None:
@@ -33,7 +33,7 @@ class FakeExports(exports_pb2_grpc.ExportServiceServicer):
     async def DeleteExport(
         self, request: exports_pb2.DeleteExportRequest, context: Any
     ) -> exports_pb2.DeleteExportResponse:
-        await self._world.enter("DeleteExport")
+        await self._world.enter("DeleteExport", request.holder.job_id)
         self._world.fence("exports", request.holder.job_id, request.holder.attempt)
         self._world.exports.pop(request.export_name, None)
         return exports_pb2.DeleteExportResponse()

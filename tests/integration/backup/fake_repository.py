@@ -57,7 +57,7 @@ class FakeLayers(layer_pb2_grpc.LayerServiceServicer):
 
     async def CreateLayer(self, request: layer_pb2.CreateLayerRequest, context: Any) -> layer_pb2.Layer:
         world = self._world
-        await world.enter("CreateLayer")
+        await world.enter("CreateLayer", request.holder.job_id)
         world.fence("repository", request.holder.job_id, request.holder.attempt)
         job, identity = request.holder.job_id, request.disk_identity
         mine = next((each for each in world.layers.values() if (each.job, each.identity) == (job, identity)), None)
@@ -123,7 +123,7 @@ class FakeLayers(layer_pb2_grpc.LayerServiceServicer):
             yield layer_pb2.AreaPage(areas=[layer_pb2.Area(offset=area.offset, length=area.length)])
 
     async def AppendJournal(self, request: layer_pb2.AppendJournalRequest, context: Any) -> layer_pb2.JournalState:
-        await self._world.enter("AppendJournal")
+        await self._world.enter("AppendJournal", request.holder.job_id)
         self._world.fence("repository", request.holder.job_id, request.holder.attempt)
         layer = self._find(request.layer_id)
         if layer.state == "sealed":
@@ -139,7 +139,7 @@ class FakeLayers(layer_pb2_grpc.LayerServiceServicer):
         return layer_pb2.JournalState(last_sequence=len(layer.batches), journaled_bytes=total(layer.covered()))
 
     async def SealLayer(self, request: layer_pb2.SealLayerRequest, context: Any) -> layer_pb2.Layer:
-        await self._world.enter("SealLayer")
+        await self._world.enter("SealLayer", request.holder.job_id)
         self._world.fence("repository", request.holder.job_id, request.holder.attempt)
         layer = self._find(request.layer_id)
         if layer.state == "sealed":
@@ -157,7 +157,7 @@ class FakeLayers(layer_pb2_grpc.LayerServiceServicer):
     async def DiscardLayer(
         self, request: layer_pb2.DiscardLayerRequest, context: Any
     ) -> layer_pb2.DiscardLayerResponse:
-        await self._world.enter("DiscardLayer")
+        await self._world.enter("DiscardLayer", request.holder.job_id)
         self._world.fence("repository", request.holder.job_id, request.holder.attempt)
         if any(request.layer_id in point.layers for point in self._world.points):
             refuse("LAYER_IN_USE")
@@ -183,7 +183,7 @@ class FakePoints(point_pb2_grpc.PointServiceServicer):
 
     async def CommitPoint(self, request: point_pb2.CommitPointRequest, context: Any) -> point_pb2.Point:
         world = self._world
-        await world.enter("CommitPoint")
+        await world.enter("CommitPoint", request.holder.job_id)
         world.fence("repository", request.holder.job_id, request.holder.attempt)
         known = next((each for each in world.points if each.backup_id == request.holder.job_id), None)
         if known is None:
