@@ -14,6 +14,7 @@ from sendense_access.enrollment import EnrollmentDesk
 from sendense_access.enrollment_servicer import EnrollmentServicer
 from sendense_access.explain import Explainer
 from sendense_access.keys import SigningKey
+from sendense_access.oidc import fetch_in_background
 from sendense_access.public_api import all_methods, public_services
 from sendense_access.servicer import AccessServicer, AgentRegistryServicer, AuditServicer
 from sendense_access.store import AccessStore, AuditStore, EnrollmentStore
@@ -28,6 +29,7 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
     """Opens the catalogue and the key, makes what a first start needs, and yields the service."""
     key = SigningKey.load_or_create(settings.keys_dir)
     database = Database(settings.catalogue_url)
+    fetching = None
     tunnel = TunnelClient(service_peer(settings, "tunnel", "access"))
     try:
         store = AccessStore(database)
@@ -38,6 +40,7 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
         await tokens.write_revoked()
         await tokens.ensure_administrator(settings.admin_token_file, settings.admin_token_lifetime_seconds)
         await desk.keep_head()
+        fetching = fetch_in_background(settings.oidc_jwks_url, settings.oidc_jwks_file)
         yield Service(
             name="access",
             servicers=(
@@ -72,6 +75,8 @@ async def build(settings: AccessSettings) -> AsyncIterator[Service]:
             audit=desk,
         )
     finally:
+        if fetching:
+            fetching.cancel()
         await tunnel.close()
         await database.close()
 
