@@ -28,6 +28,7 @@ class BackupSettings(ServiceSettings):
         sweep_seconds: Pause between two rounds of the caretaker.
         sweep_minutes: Pause between two sweeps.
         tick_seconds: Pause between two looks at the policies.
+        outage_seconds: How long a running job waits for a database that is away.
         keep_records_days: How long records of ended workflows and sweeps are kept.
         holders_wait_seconds: How long a deletion or consolidation waits for who reads a restore point.
         operation_stall_seconds: How long an operation may be silent before it is given up.
@@ -56,6 +57,7 @@ class BackupSettings(ServiceSettings):
     sweep_seconds: float = Field(default=30.0, gt=0)
     sweep_minutes: float = Field(default=15.0, gt=0)
     tick_seconds: float = Field(default=5.0, gt=0)
+    outage_seconds: float = Field(default=900.0, ge=0)
     keep_records_days: float = Field(default=30.0, ge=0)
     holders_wait_seconds: int = Field(default=600, ge=0)
     operation_stall_seconds: float = Field(default=1800.0, gt=0)

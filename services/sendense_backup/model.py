@@ -36,6 +36,8 @@ BACKUP = "backup"
 
 FULL = "full"
 INCREMENTAL = "incremental"
+CONSOLIDATED = "consolidated"
+"""Why a disk is full that was read as an increment: what it built on went into it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,13 +149,14 @@ class Policies:
     def _planned_vm(
         self, rules: PolicyRules, known: KnownVm, past: VmHistory, run_at: datetime, removes: list[tuple[str, int]]
     ) -> PlannedVm:
-        kind, reason = rules.type_of_next(past.last_full_at, run_at)
+        last_full_at = past.full_at(synthetic=rules.synthetic_full)
+        kind, reason = rules.type_of_next(last_full_at, run_at)
         if kind == INCREMENTAL and not known.vm.change_tracking_enabled:
             reason += "; change tracking is off, so disks are read fully"
         estimate, basis = past.estimate(kind)
         if estimate < 0 and kind == FULL and known.vm.disks:
             estimate, basis = sum(disk.capacity_bytes for disk in known.vm.disks), "capacity of the disks"
-        due = past.last_full_at is not None and rules.full_is_due(past.last_full_at, run_at)
+        due = last_full_at is not None and rules.full_is_due(last_full_at, run_at)
         return PlannedVm(
             known=known,
             backup_type=kind,

@@ -170,7 +170,8 @@ class PolicyRules:
         """Returns `full` or `incremental` for a VM's next backup, and why.
 
         Args:
-            last_full_at: When the VM's newest full in the repository was made; None without any restore point.
+            last_full_at: When the VM's newest full in the repository was made (`VmHistory.full_at`); None without any
+                restore point.
             moment: When the next backup is made.
         """
         if last_full_at is None:

@@ -151,7 +151,7 @@ class Scheduler:
     ) -> None:
         rules = policy.rules
         has_point = await self._runtime.repository.latest_point(repository.repository_id, known.vm.ref.vm_uuid)
-        kind, _ = rules.type_of_next(past.last_full_at, run.due_at)
+        kind, _ = rules.type_of_next(past.full_at(synthetic=rules.synthetic_full), run.due_at)
         if has_point is None:
             kind = FULL
         await self._catalogue.admission.admit(
@@ -273,7 +273,8 @@ class Scheduler:
         if known is not None:
             return str(known.arguments["first_backup_id"])
         past = (await self._catalogue.history.of([job.ref], job.repository_id)).get(job.ref)
-        if past is None or past.last_full_at is None or not policy.rules.full_is_due(past.last_full_at, self._clock()):
+        last_full_at = past.full_at(synthetic=True) if past is not None else None
+        if last_full_at is None or not policy.rules.full_is_due(last_full_at, self._clock()):
             return ""
         chains = [each for each in await self._runtime.repository.chains(job.vm_context_id) if each.current]
         oldest = {each.full_backup_id for each in chains}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
 
-from sqlalchemy import and_, func, literal, or_, select, union_all
+from sqlalchemy import and_, exists, func, literal, or_, select, union_all
 
-from sendense_backup.model import ACTIVE, COMPLETED, FULL, INCREMENTAL, VmRef
-from sendense_backup.store.tables import contexts, jobs, operations
+from sendense_backup.model import ACTIVE, COMPLETED, CONSOLIDATED, FULL, INCREMENTAL, VmRef
+from sendense_backup.store.tables import contexts, disks, jobs, operations
 from sendense_db.columns import UtcDateTime
 from sendense_db.engine import Database
 
@@ -31,7 +31,8 @@ class VmHistory:
     Attributes:
         context_id: Its row; empty for a VM that was never backed up.
         latest_backup_id: The newest restore point; empty for none.
-        last_full_at: When the newest full was made; None for none.
+        last_full_at: When the newest full was made, by reading or by consolidation, deleted or not; None for none.
+        last_read_full_at: When a full was last read from the VM, deleted or not; None for never.
         moved_bytes: By type, what the last backups moved, newest first.
         running_job_id: A job that has not ended; empty for none.
     """
@@ -39,8 +40,21 @@ class VmHistory:
     context_id: str = ""
     latest_backup_id: str = ""
     last_full_at: datetime | None = None
+    last_read_full_at: datetime | None = None
     moved_bytes: dict[str, list[int]] | None = None
     running_job_id: str = ""
+
+    def full_at(self, *, synthetic: bool) -> datetime | None:
+        """Returns the moment from which the days to the next full count; None without any restore point.
+
+        Retention may have merged that full into what builds on it: it was read all the same.
+
+        Args:
+            synthetic: Whether consolidation makes fulls, which then count as well.
+        """
+        if not self.latest_backup_id:
+            return None
+        return self.last_full_at if synthetic else self.last_read_full_at or self.last_full_at
 
     def estimate(self, backup_type: str) -> tuple[int, str]:
         """Returns the bytes that a backup of this type will move, -1 when not known, and how that is known."""
@@ -102,13 +116,19 @@ class History:
                 .order_by(jobs.c.created_at.desc())
             )
             backups = (await connection.execute(newest)).all()
-            newest_full = (
-                select(func.max(jobs.c.created_at))
-                .where(jobs.c.vm_context_id == contexts.c.context_id, jobs.c.backup_type == FULL, *good)
-                .scalar_subquery()
+            full = (
+                jobs.c.vm_context_id == contexts.c.context_id,
+                jobs.c.repository_id == repository_id,
+                jobs.c.status == COMPLETED,
+                jobs.c.backup_type == FULL,
             )
-            full_query = select(contexts.c.context_id, newest_full.label("at")).where(contexts.c.context_id.in_(ids))
-            fulls = {row.context_id: row.at for row in await connection.execute(full_query) if row.at is not None}
+            merged = exists().where(disks.c.backup_id == jobs.c.id, disks.c.reason == CONSOLIDATED)
+            newest_full = select(func.max(jobs.c.created_at)).where(*full).scalar_subquery()
+            newest_read = select(func.max(jobs.c.created_at)).where(*full, ~merged).scalar_subquery()
+            full_query = select(contexts.c.context_id, newest_full.label("made"), newest_read.label("read")).where(
+                contexts.c.context_id.in_(ids)
+            )
+            fulls = {row.context_id: (row.made, row.read) for row in await connection.execute(full_query)}
             running = union_all(
                 select(jobs.c.vm_context_id, jobs.c.id).where(jobs.c.vm_context_id.in_(ids), jobs.c.status.in_(ACTIVE)),
                 select(operations.c.vm_context_id, operations.c.id).where(
@@ -125,7 +145,8 @@ class History:
             ref: VmHistory(
                 context_id=context_id,
                 latest_backup_id=latest.get(context_id, ""),
-                last_full_at=fulls.get(context_id),
+                last_full_at=fulls[context_id][0],
+                last_read_full_at=fulls[context_id][1],
                 moved_bytes=moved[context_id],
                 running_job_id=active.get(context_id, ""),
             )

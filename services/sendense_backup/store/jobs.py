@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import AmbiguousBackupId, BackupNotFound
-from sendense_backup.model import ACTIVE, FULL, Job, JobDisk, Point
+from sendense_backup.model import ACTIVE, CONSOLIDATED, FULL, Job, JobDisk, Point
 from sendense_backup.store.limited import admitted
 from sendense_backup.store.paging import begins_with, older_than, token_of
 from sendense_backup.store.rows import SELECT_JOBS, to_disk, to_job
@@ -100,20 +100,38 @@ class Jobs:
             status = await connection.scalar(select(jobs.c.status).where(jobs.c.id == backup_id))
         return status is not None and status not in ACTIVE
 
-    async def note_merged(self, point: Point) -> None:
-        """Records what a restore point's disks are after others went into it."""
+    async def building_on(self, backup_ids: Collection[str]) -> list[str]:
+        """Returns the backups that build on one of these and are none of them."""
+        query = select(jobs.c.id).where(
+            jobs.c.parent_backup_id.in_(backup_ids), jobs.c.id.not_in(backup_ids), jobs.c.deleted_at.is_(None)
+        )
+        async with self._database.read() as connection:
+            return [str(each) for each in await connection.scalars(query.order_by(jobs.c.id))]
+
+    async def note_merged(self, point: Point, gone: Collection[str]) -> None:
+        """Records what a restore point's disks are after others went into it, and what it builds on now.
+
+        Args:
+            point: The point as the repository describes it now.
+            gone: The backups that went into it.
+        """
         types = [layer.backup_type for layer in point.layers]
         async with self._database.begin() as connection:
+            below = await _nearest_below(connection, point.backup_id, gone)
             for layer in point.layers:
                 mine = (disks.c.backup_id == point.backup_id) & (disks.c.layer_id == layer.layer_id)
                 values: dict[str, object] = {"path": layer.path, "chain_id": layer.chain_id}
-                if layer.backup_type == FULL:
-                    values |= {"backup_type": FULL, "reason": "consolidated", "parent_backup_id": ""}
                 await connection.execute(update(disks).where(mine).values(**values))
+                if layer.backup_type == FULL:
+                    merged = mine & (disks.c.backup_type != FULL)
+                    values = {"backup_type": FULL, "reason": CONSOLIDATED, "parent_backup_id": ""}
+                    await connection.execute(update(disks).where(merged).values(**values))
+                else:
+                    await connection.execute(update(disks).where(mine).values(parent_backup_id=below or ""))
+            values = {"parent_backup_id": below}
             if types and all(each == FULL for each in types):
-                await connection.execute(
-                    update(jobs).where(jobs.c.id == point.backup_id).values(backup_type=FULL, parent_backup_id=None)
-                )
+                values = {"parent_backup_id": None, "backup_type": FULL}
+            await connection.execute(update(jobs).where(jobs.c.id == point.backup_id).values(**values))
 
     async def request_cancel(self, backup_id: str) -> bool:
         """Marks a job that has not ended as to be cancelled; False when it has ended."""
@@ -131,6 +149,15 @@ class Jobs:
                 .where(jobs.c.id.in_(list(backup_ids)), jobs.c.status.not_in(ACTIVE), jobs.c.deleted_at.is_(None))
                 .values(deleted_at=utc_now())
             )
+
+
+async def _nearest_below(connection: AsyncConnection, backup_id: str, gone: Collection[str]) -> str | None:
+    """Returns the nearest backup below one that is not gone."""
+    parents = select(jobs.c.parent_backup_id)
+    below: str | None = await connection.scalar(parents.where(jobs.c.id == backup_id))
+    while below in gone:
+        below = await connection.scalar(parents.where(jobs.c.id == below))
+    return below
 
 
 async def _only(connection: AsyncConnection, prefix: str) -> str:

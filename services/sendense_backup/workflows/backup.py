@@ -80,12 +80,13 @@ async def backup(backup_id: str) -> str:
 
 
 async def _execute(runtime: Runtime, backup_id: str) -> str:
-    job = await runtime.catalogue.running.read(backup_id)
+    outlasting = runtime.outlasting
+    job = await outlasting(lambda: runtime.catalogue.running.read(backup_id))
     if job.phase == RELEASE_PHASE:  # an earlier execution failed and died after it had handed over
         return HANDED_OVER
     work = Work(runtime, backup_id, job.attempt)
     try:
-        attempt = await runtime.catalogue.running.claim(backup_id)
+        attempt = await outlasting(lambda: runtime.catalogue.running.claim(backup_id))
         if attempt is None:
             return "had ended"
         work = Work(runtime, backup_id, attempt)
@@ -95,24 +96,20 @@ async def _execute(runtime: Runtime, backup_id: str) -> str:
             )
         await _run(work)
     except StepFailed as failure:
-        return await _hand_over(work, failure)
+        failed = failure
+        return await outlasting(lambda: _hand_over(work, failed))
     except (TakenOver, Superseded):
         log.warning("taken over", job=backup_id)
         return "taken over"
     except Exception as error:
         log.exception("unexpected error in the workflow", job=backup_id)
         defect = StepFailed("workflow", "INTERNAL", f"unexpected {type(error).__name__}", "See the log.")
-        return await _hand_over(work, defect)
+        return await outlasting(lambda: _hand_over(work, defect))
     return COMPLETED
 
 
 async def _run(work: Work) -> None:
-    running = work.catalogue.running
-    if (await work.job()).status == PENDING:
-        await work.log("info", "start", "the backup begins")
-    else:
-        await work.log("warning", "start", "the backup goes on after the service had ended")
-    await running.start(work.backup_id, work.attempt)
+    await work.runtime.outlasting(lambda: _begin(work))
     await run(work, INSPECT)
     await run(work, CHECK)
     await run(work, CHANGE_TRACKING)
@@ -121,8 +118,20 @@ async def _run(work: Work) -> None:
         await _back_up_disk(work, position)
     await run(work, COMMIT)
     await run(work, UNSNAPSHOT)
+    await work.runtime.outlasting(lambda: _complete(work))
+
+
+async def _begin(work: Work) -> None:
+    if (await work.job()).status == PENDING:
+        await work.log("info", "start", "the backup begins")
+    else:
+        await work.log("warning", "start", "the backup goes on after the service had ended")
+    await work.catalogue.running.start(work.backup_id, work.attempt)
+
+
+async def _complete(work: Work) -> None:
     await work.log("info", "end", "the backup is complete")
-    await running.end(work.backup_id, work.attempt, COMPLETED)
+    await work.catalogue.running.end(work.backup_id, work.attempt, COMPLETED)
     work.runtime.job_ended()
 
 

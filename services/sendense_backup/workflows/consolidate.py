@@ -16,6 +16,7 @@ from sendense_backup.model import CONSOLIDATE
 from sendense_backup.workflows.durable import Outcome, Step, Workflow, run
 from sendense_backup.workflows.following import follow
 from sendense_backup.workflows.operation import OperationWork, execute
+from sendense_backup.workflows.removal import note_gone
 
 
 async def merge(work: OperationWork) -> Outcome:
@@ -44,13 +45,7 @@ async def merge(work: OperationWork) -> Outcome:
 
 async def hide(work: OperationWork) -> Outcome:
     """Hides the rows of what is gone, and says what the last point is now."""
-    operation = await work.operation()
-    await work.catalogue.jobs.mark_deleted(operation.result["backup_ids"])
-    layers = await work.runtime.patiently(
-        lambda: work.runtime.repository.point(str(operation.arguments["last_backup_id"]))
-    )
-    if layers is not None:
-        await work.catalogue.jobs.note_merged(layers)
+    await note_gone(work, (await work.operation()).result["backup_ids"])
     return {}
 
 

@@ -19,6 +19,7 @@ from sendense_backup.model import DELETE
 from sendense_backup.workflows.durable import Outcome, Step, Workflow, run
 from sendense_backup.workflows.following import follow
 from sendense_backup.workflows.operation import OperationWork, execute
+from sendense_backup.workflows.removal import note_gone
 
 
 async def settle(work: OperationWork) -> Outcome:
@@ -61,9 +62,9 @@ async def remove(work: OperationWork) -> Outcome:
 
 
 async def hide(work: OperationWork) -> Outcome:
-    """Hides the rows of what is gone."""
+    """Hides the rows of what is gone, and says what others became by it."""
     gone = (await work.operation()).result["backup_ids"]
-    await work.catalogue.jobs.mark_deleted(gone)
+    await note_gone(work, gone)
     await work.log("info", "hide", f"{len(gone)} backups are gone", backup_ids=gone)
     return {}
 

@@ -101,12 +101,17 @@ async def run(work: Execution, step: Step, *arguments: int | str) -> Outcome:
         TakenOver: A newer attempt owns the job.
     """
     name = ".".join([step.name, *(str(each) for each in arguments[:1])])
-    outcome: Outcome = await DBOS.run_step_async({"name": name}, _execute, name, work, step, *arguments)
+    outcome: Outcome = await DBOS.run_step_async({"name": name}, _outlasting, name, work, step, *arguments)
     await work.runtime.observer.recorded(work.job_id, name)
     if "failed" in outcome:
         failed = outcome["failed"]
         raise StepFailed(step.name, failed["reason"], failed["message"], failed["help"])
     return outcome
+
+
+async def _outlasting(name: str, work: Execution, step: Step, *arguments: int | str) -> Outcome:
+    """Does a step, from its beginning again when the database went away in the middle of it."""
+    return await work.runtime.outlasting(lambda: _execute(name, work, step, *arguments))
 
 
 async def _execute(name: str, work: Execution, step: Step, *arguments: int | str) -> Outcome:
@@ -126,6 +131,8 @@ async def _execute(name: str, work: Execution, step: Step, *arguments: int | str
             raise TakenOver(str(error)) from error
         outcome = _failure(error.reason, error.message, error.help)
     except Exception as error:  # a defect of ours must end as a failed job, not as a job that never ends
+        if work.runtime.catalogue.database.is_outage(error):
+            raise
         log.exception("unexpected error in a step", step=step.name)
         outcome = _failure("INTERNAL", f"unexpected {type(error).__name__} in step {step.name}", "See the log.")
     return outcome

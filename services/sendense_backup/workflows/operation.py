@@ -85,7 +85,8 @@ async def execute(operation_id: str, body: Body) -> str:
 
 async def _execute(runtime: Runtime, operation_id: str, body: Body) -> str:
     operations = runtime.catalogue.operations
-    attempt = await operations.claim(operation_id)
+    outlasting = runtime.outlasting
+    attempt = await outlasting(lambda: operations.claim(operation_id))
     if attempt is None:
         return "had ended"
     work = OperationWork(runtime, operation_id, attempt)
@@ -94,25 +95,33 @@ async def _execute(runtime: Runtime, operation_id: str, body: Body) -> str:
             raise StepFailed(  # noqa: TRY301
                 "start", "TOO_MANY_ATTEMPTS", f"the process died {attempt - 1} times while this ran", "See the log."
             )
-        if (await work.operation()).status == PENDING:
-            await work.log("info", "start", "it begins")
-        else:
-            await work.log("warning", "start", "it goes on after the service had ended")
-        await operations.start(operation_id, attempt)
+        await outlasting(lambda: _begin(work))
         await body(work)
-        await work.log("info", "end", "it is complete")
-        await operations.end(operation_id, attempt, COMPLETED)
+        await outlasting(lambda: _complete(work))
     except StepFailed as failure:
-        return await _fail(work, failure)
+        failed = failure
+        return await outlasting(lambda: _fail(work, failed))
     except (TakenOver, Superseded):
         log.warning("taken over", job=operation_id)
         return "taken over"
     except Exception as error:
         log.exception("unexpected error in the workflow", job=operation_id)
-        return await _fail(
-            work, StepFailed("workflow", "INTERNAL", f"unexpected {type(error).__name__}", "See the log.")
-        )
+        defect = StepFailed("workflow", "INTERNAL", f"unexpected {type(error).__name__}", "See the log.")
+        return await outlasting(lambda: _fail(work, defect))
     return COMPLETED
+
+
+async def _begin(work: OperationWork) -> None:
+    if (await work.operation()).status == PENDING:
+        await work.log("info", "start", "it begins")
+    else:
+        await work.log("warning", "start", "it goes on after the service had ended")
+    await work.catalogue.operations.start(work.job_id, work.attempt)
+
+
+async def _complete(work: OperationWork) -> None:
+    await work.log("info", "end", "it is complete")
+    await work.catalogue.operations.end(work.job_id, work.attempt, COMPLETED)
 
 
 async def _fail(work: OperationWork, failure: StepFailed) -> str:

@@ -57,7 +57,8 @@ async def release(backup_id: str) -> str:
     All of it is idempotent and starts from the lease rows: an execution that was killed is simply done again.
     """
     with tracked():
-        return await _execute(current(), backup_id)
+        runtime = current()
+        return await runtime.outlasting(lambda: _execute(runtime, backup_id))
 
 
 async def _execute(runtime: Runtime, backup_id: str) -> str:

@@ -23,6 +23,7 @@ from sendense_backup.model import RETENTION, RetentionRules
 from sendense_backup.workflows.durable import Outcome, Step, Workflow, run
 from sendense_backup.workflows.following import follow
 from sendense_backup.workflows.operation import OperationWork, execute
+from sendense_backup.workflows.removal import note_gone
 from sendense_rpc.errors import SendenseError
 
 PLAN_CHANGED = "PLAN_CHANGED"
@@ -77,8 +78,8 @@ async def apply(work: OperationWork) -> Outcome:
 
 
 async def hide(work: OperationWork) -> Outcome:
-    """Hides the rows of what is gone."""
-    await work.catalogue.jobs.mark_deleted((await work.operation()).result["backup_ids"])
+    """Hides the rows of what is gone, and says what others became by it."""
+    await note_gone(work, (await work.operation()).result["backup_ids"])
     return {}
 
 
@@ -127,7 +128,8 @@ async def retention(operation_id: str) -> str:
 
 
 async def _body(work: OperationWork) -> None:
-    await work.add_result(plan=await run(work, PLAN))
+    made = await run(work, PLAN)
+    await work.runtime.outlasting(lambda: work.add_result(plan=made))
     await run(work, APPLY)
     await run(work, HIDE)
 

@@ -7,12 +7,14 @@ DBOS recovers workflows by their function's name, so they are module-level funct
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import stamina
+import structlog
 
 from sendense_backup.clients.agents import AgentClient, Agents
 from sendense_backup.clients.exports import ExportsClient
@@ -21,7 +23,10 @@ from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
 from sendense_backup.model import Holder, Job, KnownVm
 from sendense_backup.store import Catalogue
+from sendense_db.engine import RECONNECT_SECONDS, outlast
 from sendense_rpc.errors import SendenseError
+
+log = structlog.get_logger()
 
 Value = TypeVar("Value")
 
@@ -82,6 +87,22 @@ class Runtime:
             with attempt:
                 return await call()
         raise AssertionError("unreachable")
+
+    async def outlasting(self, call: Callable[[], Awaitable[Value]]) -> Value:
+        """Repeats a call whose database went away in the middle of it, until the setting `outage_seconds` is over.
+
+        Args:
+            call: Must be idempotent: what it did last may have been committed.
+        """
+        deadline = time.monotonic() + self.settings.outage_seconds
+        while True:
+            try:
+                return await call()
+            except Exception as error:
+                if not self.catalogue.database.is_outage(error) or time.monotonic() > deadline:
+                    raise
+                log.warning("the database went away, going on when it is back", error=type(error).__name__)
+                await asyncio.sleep(RECONNECT_SECONDS)
 
     async def datastores_of(self, known: KnownVm) -> tuple[str, ...]:
         """Returns the datastores of a VM; asked for only where they limit jobs, since it costs a look at vCenter."""
@@ -185,6 +206,7 @@ def tracked() -> Iterator[None]:
     if task is None:
         raise RuntimeError("a workflow runs in a task")
     _Installed.executions.add(task)
+    outlast.set(current().settings.outage_seconds)  # for this task and what it starts
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ async def past_backups(
             ),
             moment,
         )
+        await catalogue.running.set_type(job.backup_id, 0, kind, made[-1].backup_id if made else "")
         await catalogue.running.update_job(job.backup_id, 0, bytes_transferred=moved, total_bytes=moved)
         await catalogue.running.end(job.backup_id, 0, COMPLETED)
         point = world.seed_point(vm)

@@ -98,6 +98,13 @@ async def test_retention_follows_each_backup_and_takes_only_that_vms_points(
     assert len(left) == 2
     assert len(world.verifications) == 1
     assert [point.backup_id for point in world.points if point.vm_uuid == other.uuid] == [job.backup_id for job in kept]
+    # What the deleted full held went into the oldest point that is left: it is the full now, and no new one is due.
+    oldest = await client.get(left[0])
+    assert (oldest.backup_type, oldest.parent_backup_id) == ("full", "")
+    again = await run_now(client)
+    assert again.summary.completed == 1
+    newest = [point.backup_id for point in world.points if point.vm_uuid == vm.uuid][-1]
+    assert (await client.get(newest)).backup_type == "incremental"
 
 
 async def test_a_synthetic_full_is_made_by_consolidation_when_it_is_due(
