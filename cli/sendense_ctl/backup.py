@@ -207,7 +207,7 @@ def chain(vm: Vm, json_: Json = False) -> None:
 def _soundness(layer: backup_pb2.ChainLayer) -> str:
     if layer.doubt:
         return f"[/][red]{escape(printable(layer.doubt))}[/][dim]"
-    return f"verified {age(layer.verified_at)}" if layer.HasField("verified_at") else "never verified"
+    return f"verified {age(layer.verified_at)}" if layer.HasField("verified_at") else "unverified"
 
 
 @app.command()

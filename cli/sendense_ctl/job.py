@@ -53,8 +53,12 @@ def list_(
     if json_:
         print_json(whole)
         return
-    rows = [[job.job_id, job.kind, _state(job), moment(job.created_at), job.error_reason] for job in whole.jobs]
-    print_table(["JOB", "KIND", "STATUS", "ASKED FOR", "WHY IT FAILED"], rows, "No jobs yet.")
+    # The id begins with the kind and holds the VM's name.
+    rows = [
+        [job.job_id, moment(job.created_at), _state(job) + (f" [{job.error_reason}]" if job.error_reason else "")]
+        for job in whole.jobs
+    ]
+    print_table(["JOB", "ASKED FOR", "STATUS"], rows, "No jobs yet.")
 
 
 @app.command()
