@@ -47,7 +47,7 @@ class BufferPool:
         self._largest = largest
         self._limit = limit
         self._reserve = 0
-        self._free: dict[int, list[memoryview]] = {}
+        self._free: dict[int, list[BlockBuffer]] = {}
 
     def footprint(self, length: int) -> int:
         """Returns the memory that a request of `length` bytes occupies: sizes are powers of two up to the largest."""
@@ -60,11 +60,12 @@ class BufferPool:
         free = self._free.get(size)
         if free:
             self._reserve -= size
-            return BlockBuffer(free.pop(), length)
+            buffer = free.pop()
+            return buffer if len(buffer.view) == length else BlockBuffer(buffer.memory, length)
         return BlockBuffer(memoryview(bytearray(size)), length)
 
     def give_back(self, buffer: BlockBuffer) -> None:
         """Takes a buffer that no request uses any more."""
         if self._reserve + buffer.footprint <= self._limit:
             self._reserve += buffer.footprint
-            self._free.setdefault(buffer.footprint, []).append(buffer.memory)
+            self._free.setdefault(buffer.footprint, []).append(buffer)
