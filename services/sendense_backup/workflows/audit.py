@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 from sendense_backup.clients.repository import Sample
-from sendense_backup.errors import Cancelled, ChangeTrackingWrong, LostSnapshot
+from sendense_backup.errors import Cancelled, CaptureStalled, ChangeTrackingWrong, LostSnapshot
 from sendense_backup.model import JobDisk
 from sendense_backup.store import leases
 from sendense_backup.workflows.durable import Outcome
@@ -89,8 +89,11 @@ async def _differing(work: Work, row: JobDisk, batch: Sequence[Sample]) -> list[
     )
     async with aclosing(pages):  # type: ignore[type-var]
         while True:
-            async with asyncio.timeout(PAGE_SECONDS):
-                page = await anext(pages, None)
+            try:
+                async with asyncio.timeout(PAGE_SECONDS):
+                    page = await anext(pages, None)
+            except TimeoutError as error:
+                raise CaptureStalled(PAGE_SECONDS) from error
             if page is None:
                 break
             digests += page

@@ -37,6 +37,8 @@ pytestmark = pytest.mark.timeout(120)
 
 MIB = 1 << 20
 DISK_BYTES = 48 * MIB
+SLOW_NS = 400_000_000
+"""A read that takes so long lets several reports of progress come before the disk is copied."""
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +294,7 @@ async def test_fact_15_a_killed_reader_is_a_failed_read_and_never_zeros(
 ) -> None:
     lab.guest_write(vm, 0, 0, seed=2, length=40 * MIB)
     monkeypatch.setenv("SENDENSE_AGENT_READER", reader)
-    vddk.slow_ns = 50_000_000
+    vddk.slow_ns = SLOW_NS
     async with running(lab, sendense_home, "disk") as rig:
         ref = await rig.ref(vm)
         snapshot = await rig.create_snapshot(ref)
@@ -307,7 +309,7 @@ async def test_fact_15_a_killed_reader_is_a_failed_read_and_never_zeros(
                 os.kill(pid, signal.SIGKILL)
 
         kept = _Kept(kill)
-        with lab.fault("read-slow", ms=50), pytest.raises(RemoteError) as failed:
+        with lab.fault("read-slow", ms=SLOW_NS // 1_000_000), pytest.raises(RemoteError) as failed:
             await kept.take(rig.events(target, [Extent(0, DISK_BYTES)]))
         assert failed.value.reason == "CAPTURE_FAILED"
         assert failed.value.metadata["cause"] in {"READER_DIED", "CONNECTION_LOST"}
@@ -322,7 +324,7 @@ async def test_fact_15_a_killed_reader_is_a_failed_read_and_never_zeros(
 async def test_fact_15_a_stopped_reader_does_not_hold_the_caller_who_leaves(
     lab: LabClient, vm: str, vddk: VddkHost, sendense_home: Path
 ) -> None:
-    vddk.slow_ns = 50_000_000
+    vddk.slow_ns = SLOW_NS
     async with running(lab, sendense_home, "disk") as rig:
         ref = await rig.ref(vm)
         snapshot = await rig.create_snapshot(ref)
