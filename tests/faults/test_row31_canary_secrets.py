@@ -74,7 +74,7 @@ def in_files(root: Path, secrets: list[bytes], but: set[Path]) -> list[str]:
 
 def readers_files(root: Path) -> list[Path]:
     """Returns the private files of readers that run now."""
-    return [path for path in (root / "run" / "agent").rglob("*") if path.is_file()]
+    return [path for path in (root / "run" / "agent" / "lab-readers").rglob("*") if path.is_file()]
 
 
 @pytest.fixture
