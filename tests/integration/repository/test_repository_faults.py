@@ -189,7 +189,7 @@ async def test_a_full_file_system_costs_the_running_layer_and_nothing_else(small
         before = tree(rig.root)
         placed = await rig.layer("job-1", parent=full.layer.layer_id)
         layer_id = placed.layer.layer_id
-        areas = [Extent(0, SIZE)]
+        areas = [Extent(0, SIZE // 2 // CLUSTER * CLUSTER)]
         await rig.parts.layers.set_areas(Holder("job-1", 1), layer_id, areas)
         ballast = fill(small_root)
 
