@@ -11,12 +11,15 @@ a time, in no order: of 28 jobs at once some starved. In line, each goes on the 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import MetaData, event, make_url
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 NAMING = {
@@ -28,6 +31,12 @@ NAMING = {
 }
 
 BUSY_TIMEOUT_MS = 30_000
+
+RECONNECT_SECONDS = 0.3
+"""Pause between two tries to reach a server that is away."""
+
+outlast: ContextVar[float] = ContextVar("sendense_outlast", default=0.0)
+"""Seconds for which work waits for a server that is away. Callers of an API wait for nothing, workflows for long."""
 
 
 def new_metadata() -> MetaData:
@@ -58,7 +67,7 @@ class Database:
         async with AsyncExitStack() as stack:
             if self._sqlite:
                 await stack.enter_async_context(self._line)
-            connection = await stack.enter_async_context(self.engine.connect())
+            connection = await self._connected(stack)
             if self._sqlite:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
@@ -71,13 +80,36 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A unit of work that only reads, on one consistent view."""
-        async with self.engine.connect() as connection:
+        async with AsyncExitStack() as stack:
+            connection = await self._connected(stack)
             if self._sqlite:
                 await connection.exec_driver_sql("BEGIN")
             try:
                 yield connection
             finally:
                 await connection.rollback()
+
+    async def _connected(self, stack: AsyncExitStack) -> AsyncConnection:
+        """Returns a connection; within `outlast` a server that is away is waited for."""
+        deadline = time.monotonic() + outlast.get()
+        while True:
+            try:
+                connection = await self.engine.connect()
+            except Exception as error:
+                if not self.is_outage(error) or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_SECONDS)
+            else:
+                stack.push_async_callback(connection.close)
+                return connection
+
+    def is_outage(self, error: BaseException) -> bool:
+        """Tells whether a unit of work failed because the server went away: it may or may not have been committed."""
+        if self._sqlite:
+            return False
+        if isinstance(error, (IntegrityError, DataError, ProgrammingError, NotSupportedError)):
+            return False
+        return isinstance(error, (DBAPIError, OSError))
 
     async def check(self) -> None:
         """Raises OSError when the database does not answer."""
