@@ -162,11 +162,13 @@ class Operations:
         operation = self.get(operation_id)
         seen: object = None
         while True:
+            # Looked at first: it may end while the watcher takes what is yielded, which then is not its end.
+            ended = operation.ended.is_set()
             now = (operation.state, operation.bytes_done, tuple(operation.course.waiting_for), operation.course.plan)
             if now != seen:
                 seen = now
                 yield operation
-            if operation.ended.is_set():
+            if ended:
                 return
             try:
                 async with asyncio.timeout(_WATCH_SECONDS):
