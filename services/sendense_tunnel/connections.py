@@ -14,9 +14,9 @@ log = structlog.get_logger()
 
 MAX_CONNECTIONS = 256
 """SSH connections at a time, authenticated or not."""
-MAX_OF_AGENT = 40
-"""SSH connections of one agent at a time: control, and as many lanes as an agent can be told to use, when it comes back
-before the old ones were noticed to be dead."""
+MAX_OF_AGENT = 72
+"""SSH connections of one agent at a time: control and as many lanes as an agent can be told to use, twice, since it may
+come back before the old ones were noticed to be dead."""
 SWEEP_SECONDS = 30.0
 """How often the registry is asked whether the connected agents are still enrolled, in case it could not tell."""
 
