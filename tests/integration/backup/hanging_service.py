@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sendense_backup.config import BackupSettings
 from sendense_backup.main import NAME, build
+from sendense_backup.workflows import caretaker, durable, engine
 from sendense_backup.workflows.runtime import Observer
 from sendense_rpc.server import run
 
@@ -33,6 +34,9 @@ class Hanger(Observer):
 
 
 if __name__ == "__main__":
+    # As if the workflows' steps had been others then: DBOS notes the version with each workflow.
+    for module in (durable, engine, caretaker):
+        module.APPLICATION_VERSION = os.environ.get("SENDENSE_TEST_VERSION", durable.APPLICATION_VERSION)
     settings = BackupSettings()
     hanger = Hanger(json.loads(os.environ["HANG_AT"]), Path(os.environ["HANG_MARKS"]))
     run(lambda: build(settings, hanger), settings, NAME)
