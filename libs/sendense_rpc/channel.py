@@ -33,10 +33,18 @@ class Peer:
         target: gRPC target, such as `unix:/…/repository.sock`.
         identity_file: File with the workload token; read at each call, so that it can be renewed.
         credentials: How the other machine proves itself and we do; None on this machine.
+        service: Its short name, for messages.
     """
 
-    def __init__(self, target: str, identity_file: Path, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        identity_file: Path,
+        credentials: grpc.ChannelCredentials | None = None,
+        service: str = "",
+    ) -> None:
         self._identity_file = identity_file
+        self._service = service
         options: list[tuple[str, str | int]] = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -72,7 +80,7 @@ class Peer:
         try:
             return await method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, self._service) from error
 
     async def stream(
         self, method: Callable[..., Any], request: Any, *, timeout: float | None = None
@@ -87,7 +95,7 @@ class Peer:
             async for answer in call:
                 yield answer
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, self._service) from error
         finally:
             call.cancel()
 
@@ -98,7 +106,7 @@ class Peer:
 
 def unix_peer(socket: Path, identity_file: Path) -> Peer:
     """Returns a peer on a Unix socket of this machine."""
-    return Peer(f"unix:{socket}", identity_file)
+    return Peer(f"unix:{socket}", identity_file, service=socket.stem)
 
 
 def service_peer(settings: ServiceSettings, service: str, workload: str) -> Peer:
@@ -113,4 +121,4 @@ def service_peer(settings: ServiceSettings, service: str, workload: str) -> Peer
     address = settings.peers.get(service)
     if address is None:
         return unix_peer(settings.socket(service), identity)
-    return Peer(address, identity, channel_credentials(settings))
+    return Peer(address, identity, channel_credentials(settings), service)

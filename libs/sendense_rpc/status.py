@@ -32,8 +32,12 @@ def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.Help) -> any_
     return packed
 
 
-def from_rpc_error(error: grpc.RpcError) -> RemoteError:
+def from_rpc_error(error: grpc.RpcError, service: str = "") -> RemoteError:
     """Returns what a failed call reports as an error of ours.
+
+    Args:
+        error: What gRPC raised.
+        service: Who was called, for the message when nobody answered: gRPC's own words name sockets and say little.
 
     A failure without our ErrorInfo (connection refused, deadline) keeps gRPC's code, with reason `SERVICE_UNAVAILABLE`
     or the code's name.
@@ -56,6 +60,9 @@ def from_rpc_error(error: grpc.RpcError) -> RemoteError:
                     help_text = links.links[0].description
     if not reason:
         reason = "SERVICE_UNAVAILABLE" if code is grpc.StatusCode.UNAVAILABLE else code.name
+        if service and code is grpc.StatusCode.UNAVAILABLE:
+            message = f"the service '{service}' does not answer"
+            help_text = "Try again in a moment; GET /readyz tells which services answer."
         retryable = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     kind = Kind[code.name] if code.name in Kind.__members__ else Kind.INTERNAL
     return RemoteError(message, kind=kind, reason=reason, help=help_text, retryable=retryable, metadata=metadata)

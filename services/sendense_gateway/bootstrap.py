@@ -11,7 +11,15 @@ from sendense_gateway.config import GatewaySettings
 from sendense_gateway.contract import Contract
 from sendense_gateway.edge_errors import local_reply_config
 from sendense_gateway.edge_tokens import token_filter
-from sendense_gateway.routes import BUFFER, DOWNLOADS_CLUSTER, JWT, PAGES_CLUSTER, TRANSCODER, routes
+from sendense_gateway.routes import (
+    BUFFER,
+    DOWNLOADS_CLUSTER,
+    JWT,
+    NO_TRANSCODING,
+    PAGES_CLUSTER,
+    TRANSCODER,
+    routes,
+)
 from sendense_gateway.tls import ServerCertificate
 from sendense_rpc.mtls import mtls_folder
 
@@ -142,7 +150,7 @@ def _connection_manager(inputs: Inputs) -> Config:
                 {
                     "name": "public",
                     "domains": ["*"],
-                    "routes": routes(inputs.contract),
+                    "routes": [*_preflight(inputs.settings.allowed_origins), *routes(inputs.contract)],
                     "typed_per_filter_config": _cors_policy(inputs.settings.allowed_origins),
                 }
             ],
@@ -191,6 +199,23 @@ def _filters(inputs: Inputs) -> list[Config]:
             "name": "envoy.filters.http.router",
             "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router", "suppress_envoy_headers": True},
         },
+    ]
+
+
+def _preflight(origins: list[str]) -> list[Config]:
+    """Returns the route of browsers' preflight requests; the CORS filter answers, and only on a route that leads on."""
+    if not origins:
+        return []
+    asks = [
+        {"name": ":method", "string_match": {"exact": "OPTIONS"}},
+        {"name": "access-control-request-method", "present_match": True},
+    ]
+    return [
+        {
+            "match": {"prefix": "/", "headers": asks},
+            "route": {"cluster": PAGES_CLUSTER},
+            "typed_per_filter_config": NO_TRANSCODING,
+        }
     ]
 
 

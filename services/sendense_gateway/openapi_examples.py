@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+_POLICY = {
+    "name": "nightly",
+    "include": [{"pattern": "pg*"}],
+    "cron": "0 22 * * *",
+    "time_zone": "Europe/Berlin",
+    "retention": {"keep_last": 7, "keep_weekly": 4},
+    "repository": "local",
+}
+
 BODIES: dict[str, dict[str, Any]] = {
     "StartBackup": {"vm_name": "pgtest2", "backup_type": "full", "repository": "local"},
     "CancelBackup": {},
@@ -18,6 +27,15 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "CreateRepository": {"name": "second", "repository_type": "local", "path": "/srv/second"},
     "ReloadExports": {},
+    "CreateEnrollment": {"agent_id": "dc2", "tunnel_address": "backup.example.org:443"},
+    "ConsolidateBackups": {
+        "first_backup_id": "backup-pgtest2-20251004120000",
+        "last_backup_id": "backup-pgtest2-20251006120000",
+    },
+    "StartDiskExport": {"backup_id": "backup-pgtest2-20251004120000", "disk_id": 0, "format": "qcow2"},
+    "CreatePolicy": {"spec": _POLICY},
+    "UpdatePolicy": {"spec": _POLICY},
+    "ServePoint": {"backup_id": "backup-pgtest2-20251004120000"},
 }
 """For RPCs with a body, the body."""
 
@@ -30,6 +48,9 @@ VALUES: dict[str, str] = {
     "agent_id": "site-1",
     "vm_name": "pgtest2",
     "path": "/var/www/html",
+    "pattern": "*.php",
+    "policy_id": "policy-nightly",
+    "job_id": "backup-pgtest2-20251004120000",
     "rpc": "POST /api/v1/backup/start",
 }
 """Values of parameters that must be given."""

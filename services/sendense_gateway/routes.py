@@ -29,7 +29,7 @@ METRICS_PATH = "/api/v1/metrics"
 DOCS_PATH = "/docs"
 
 _DISABLED: Config = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
-_NO_TRANSCODING: Config = {TRANSCODER: _DISABLED}
+NO_TRANSCODING: Config = {TRANSCODER: _DISABLED}
 _NO_TOKEN: Config = {JWT: _DISABLED}
 _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -53,7 +53,7 @@ def _pages() -> Iterator[Config]:
         "match": {"path": "/healthz", "headers": [_method_is("GET")]},
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps({"status": "ok"})}},
         "response_headers_to_add": [{"header": {"key": "content-type", "value": "application/json"}}],
-        "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
+        "typed_per_filter_config": {**NO_TRANSCODING, **_NO_TOKEN},
     }
     # The description of the API is no secret, and a browser shows it before anybody has entered a token.
     for match in (
@@ -64,7 +64,7 @@ def _pages() -> Iterator[Config]:
         yield {
             "match": {**match, "headers": [_method_is("GET")]},
             "route": {"cluster": PAGES_CLUSTER, "timeout": "10s"},
-            "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
+            "typed_per_filter_config": {**NO_TRANSCODING, **_NO_TOKEN},
         }
     for path in ("/healthz", "/readyz", DOCS_PATH):
         yield _refuse_other_methods({"path": path}, ["GET"])
@@ -82,23 +82,23 @@ def _grpc_route(path: str, owner: str, *, streaming: bool) -> Config:
         "match": {"path": path, "grpc": {}},
         "route": _to(owner, streaming=streaming),
         # A stream's end is not waited for; services bound the size of each message.
-        "typed_per_filter_config": {**_NO_TRANSCODING, BUFFER: _DISABLED},
+        "typed_per_filter_config": {**NO_TRANSCODING, BUFFER: _DISABLED},
     }
 
 
 def _rest(contract: Contract) -> Iterator[Config]:
     paths: dict[str, dict[str, Config]] = {
-        METRICS_PATH: {"GET": {"route": {"cluster": PAGES_CLUSTER}, "typed_per_filter_config": _NO_TRANSCODING}},
+        METRICS_PATH: {"GET": {"route": {"cluster": PAGES_CLUSTER}, "typed_per_filter_config": NO_TRANSCODING}},
         OPENAPI_PATH: {
             "GET": {
                 "route": {"cluster": PAGES_CLUSTER},
-                "typed_per_filter_config": {**_NO_TRANSCODING, **_NO_TOKEN},
+                "typed_per_filter_config": {**NO_TRANSCODING, **_NO_TOKEN},
             }
         },
         DOWNLOAD_TEMPLATE: {
             verb: {
                 "route": {"cluster": DOWNLOADS_CLUSTER, "timeout": "0s"},
-                "typed_per_filter_config": _NO_TRANSCODING,
+                "typed_per_filter_config": NO_TRANSCODING,
             }
             for verb in ("GET", "HEAD")
         },
@@ -121,7 +121,7 @@ def _refuse_other_methods(match: Config, verbs: Iterable[str]) -> Config:
         "match": match,
         "direct_response": {"status": 405},
         "response_headers_to_add": [{"header": {"key": "allow", "value": ", ".join(sorted(verbs))}}],
-        "typed_per_filter_config": _NO_TRANSCODING,
+        "typed_per_filter_config": NO_TRANSCODING,
     }
 
 

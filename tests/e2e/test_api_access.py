@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 import time
@@ -187,27 +185,3 @@ def test_explain_says_why(api: Api, node: RunningNode) -> None:
     status, said = explain("GET /api/v1/vms")
     assert status == 4
     assert "revoked" in said["stderr"]
-
-
-def test_the_python_clients_examples_run_as_they_stand(
-    api: Api, lab: LabClient, node: RunningNode, tmp_path: Path
-) -> None:
-    if not [vm for vm in api.get("/vms").json()["vms"] if vm["vm_name"] == "pgtest2"]:
-        lab.create_vm("pgtest2", ["96M:ext4"], small_files=20)
-    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python-client.md").read_text(), re.S | re.M)
-    assert len(examples) == 3
-    said = ""
-    for example in examples:
-        done = subprocess.run(
-            [sys.executable, "-c", example],
-            cwd=tmp_path,
-            env={**os.environ, "SENDENSE_HOME": str(node.home)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, example + done.stderr
-        said += done.stdout
-    assert "completed" in said
-    assert "VM_NOT_FOUND" in said
-    assert (tmp_path / "index.php").read_bytes()

@@ -14,6 +14,7 @@ import pytest
 
 from fakes.gateway_edge import eventually
 from sendense_gateway.tls import ensure_certificate
+from sendense_rpc.machine_certificates import make_certificate
 from support import free_port
 
 
@@ -134,3 +135,33 @@ async def test_real_certificate_and_any_address(sendense_home, short_tmp, listen
     async with gateway(sendense_home, **settings) as process:
         assert await health(await endpoint(sendense_home, process), short_tmp / "given" / "ca.crt") == 200
         assert not (sendense_home / "tls").exists()
+
+
+async def test_every_setting_at_once_is_a_configuration_that_envoy_takes(sendense_home, short_tmp):
+    make_certificate(short_tmp / "ca", short_tmp / "mtls", ["127.0.0.1"])
+    settings = {
+        "SENDENSE_GATEWAY_CORS_ORIGINS": "https://gui.example, http://localhost:3000",
+        "SENDENSE_PEERS": f'{{"repository": "127.0.0.1:{free_port()}", "restore": "storage.example:7443"}}',
+        "SENDENSE_MTLS_DIR": str(short_tmp / "mtls"),
+        "SENDENSE_OIDC_ISSUER": "https://login.example",
+        "SENDENSE_OIDC_AUDIENCE": "backup",
+    }
+    async with gateway(sendense_home, **settings) as process:
+        address = await endpoint(sendense_home, process)
+        context = ssl.create_default_context(cafile=sendense_home / "tls" / "ca.crt")
+        async with httpx.AsyncClient(base_url=address, verify=context, trust_env=False, timeout=60) as client:
+            assert {"repository", "restore"} <= set((await client.get("/readyz")).json()["missing"])
+            asked = {"Origin": "https://gui.example", "Access-Control-Request-Method": "GET"}
+            let_in = await client.options("/api/v1/backup/list", headers=asked)
+            assert let_in.status_code == 200
+            assert let_in.headers["access-control-allow-origin"] == "https://gui.example"
+            assert "authorization" in let_in.headers["access-control-allow-headers"]
+            other = await client.options("/api/v1/backup/list", headers={**asked, "Origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in other.headers
+
+
+async def test_a_peer_without_a_machine_certificate_is_an_error_that_says_so(sendense_home):
+    async with gateway(sendense_home, SENDENSE_PEERS='{"repository": "10.0.0.2:7443"}') as process:
+        _, said = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 1
+        assert b"SENDENSE_MTLS_DIR" in said
