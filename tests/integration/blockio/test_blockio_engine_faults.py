@@ -170,6 +170,33 @@ def test_unsuitable_endpoints_are_refused_before_the_first_byte(nbd_servers: Nbd
         assert open_sockets() == before
 
 
+def test_bad_input_leaves_the_parent_and_the_layer_as_they_were(nbd_servers: NbdServers) -> None:
+    """The target is an increment's overlay: whatever is refused, neither it nor what lies below has changed."""
+    parent, overlay = nbd_servers.directory / "parent", nbd_servers.directory / "overlay"
+    parent_data = content(11, SIZE)
+    parent.write_bytes(parent_data)
+    make_qcow2(overlay, SIZE, parent)
+    layer_data = overlay.read_bytes()
+    long_source, _ = nbd_servers.nbdkit("memory", str(SIZE + 512))
+    source, _ = nbd_servers.nbdkit("pattern", str(SIZE))
+    short_source, _ = nbd_servers.nbdkit("pattern", str(SIZE - 512))
+    target = nbd_servers.qemu_nbd(overlay, "qcow2")
+    read_only = Endpoint.unix(target.socket_path or Path(), read_only=True)
+    cases: list[tuple[type[BlockIOError], Endpoint, Endpoint, list[Extent], int]] = [
+        (SizeMismatchError, short_source, target, WHOLE, SIZE),
+        (SizeMismatchError, long_source, target, [Extent(0, SIZE + 512)], SIZE + 512),
+        (ReadOnlyTargetError, source, read_only, WHOLE, SIZE),
+        (ExtentBeyondEndError, source, target, [Extent(SIZE - 512, 1024)], SIZE),
+        (OverlappingExtentsError, source, target, [Extent(0, 4096), Extent(4095, 4096)], SIZE),
+    ]
+    for expected, reader, writer, areas, capacity in cases:
+        with pytest.raises(expected):
+            copy(reader, writer, areas, SMALL, discard, capacity=capacity)
+    nbd_servers.end_all()
+    assert parent.read_bytes() == bytes(parent_data)
+    assert overlay.read_bytes() == layer_data
+
+
 def test_an_unknown_export_is_refused(nbd_servers: NbdServers) -> None:
     image = nbd_servers.directory / "image"
     make_qcow2(image, SIZE)
