@@ -47,11 +47,13 @@ def ancestry(layer: LayerRecord, known: Mapping[str, LayerRecord]) -> list[Layer
         LayerDamaged: The catalogue lacks one of them.
     """
     chain = [layer]
+    seen = {layer.layer_id}
     while chain[-1].parent_layer_id is not None:
         below = known.get(chain[-1].parent_layer_id)
-        if below is None or below in chain:
+        if below is None or below.layer_id in seen:
             raise LayerDamaged(layer.layer_id, f"the layer below {chain[-1].name} is missing")
         chain.append(below)
+        seen.add(below.layer_id)
     return chain
 
 

@@ -40,6 +40,15 @@ class StoredPoint:
     needed: Sequence[LayerRecord]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A layer as its sidecar describes it: the digests by which it may be named, and how it names the one below."""
+
+    layer: LayerRecord
+    digests: frozenset[str]
+    below: tuple[str, str] | None
+
+
 @dataclass(slots=True)
 class StoredVm:
     """One VM's directory, its sidecars read once. Methods block for the disk.
@@ -53,7 +62,8 @@ class StoredVm:
     root: Path
     repository_id: str
     vm_uuid: str
-    _layers: dict[str, tuple[LayerRecord, frozenset[str]]] = field(default_factory=dict)
+    _layers: dict[str, _Known] = field(default_factory=dict)
+    _whole: dict[str, list[LayerRecord]] = field(default_factory=dict)
     damaged_sidecars: dict[Path, str] = field(default_factory=dict)
 
     def read(self) -> None:
@@ -70,11 +80,13 @@ class StoredVm:
                 self.damaged_sidecars[sidecar] = f"it cannot be used: {error}"
             else:
                 digests = frozenset({str(said["digest"]), *(str(each) for each in said.get("supersedes", ()))})
-                self._layers[layer.layer_id] = (layer, digests)
+                parent = said["parent"]
+                below = (str(parent["layer_id"]), str(parent["digest"])) if parent else None
+                self._layers[layer.layer_id] = _Known(layer, digests, below)
 
     def layers(self) -> list[LayerRecord]:
         """Returns every sealed layer whose sidecar is sound."""
-        return [layer for layer, _ in self._layers.values()]
+        return [known.layer for known in self._layers.values()]
 
     def point(self, backup_id: str) -> StoredPoint:
         """Returns a whole point.
@@ -108,20 +120,26 @@ class StoredVm:
             known = self._layers.get(wanted[0])
             if known is None:
                 raise NotWhole(namer, f"there is no sound sidecar of layer {wanted[0]}, which it needs")
-            layer, digests = known
+            layer = known.layer
             files = layer.files(self.root)
-            if wanted[1] not in digests:
+            if wanted[1] not in known.digests:
                 raise NotWhole(files.sidecar, f"{namer.name} was made with another layer of that name")
+            if layer.layer_id in self._whole:
+                # Another point needed it: what is below it was looked at.
+                chain += self._whole[layer.layer_id]
+                break
             if layer in chain:
                 raise NotWhole(files.sidecar, "its parents lead back to itself")
             if layer.repository_id != self.repository_id or layer.vm_uuid != self.vm_uuid:
                 raise NotWhole(files.sidecar, "it is another VM's, or of another repository")
             chain.append(layer)
-            said = read_sidecar(files.sidecar)["parent"]
-            namer, wanted = files.sidecar, (str(said["layer_id"]), str(said["digest"])) if said else None
+            namer, wanted = files.sidecar, known.below
         for position, layer in enumerate(chain):
+            if layer.layer_id in self._whole:
+                break
             below = chain[position + 1].name if position + 1 < len(chain) else None
             _require_files(layer.files(self.root), below)
+        self._whole |= {layer.layer_id: chain[position:] for position, layer in enumerate(chain)}
         return chain
 
 

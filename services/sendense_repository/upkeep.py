@@ -37,7 +37,8 @@ class Upkeep:
         """Notes what the last process left unfinished; called after `Parts.start`."""
         await self.verification.recover()
         await self.retention.recover()
-        await self._look()
+        await self.administration.tick()
+        # Not waited for: a file server that hangs must not keep the service from starting.
         self._tasks.append(asyncio.create_task(self._keep_looking()))
 
     async def stop(self) -> None:
@@ -51,12 +52,12 @@ class Upkeep:
 
     async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
             try:
                 await self._look()
             except Exception:
                 # The catalogue may be away for a while; the next look tells.
                 log.exception("the repositories could not be looked at")
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self) -> None:
         """Follows the clock, and notes how full the repositories are."""
