@@ -40,7 +40,14 @@ class IntegrityView:
         layers = await self._catalogue.layers.of_vm(points[0].repository_id, points[0].vm_uuid)
         subjects = [*(layer.layer_id for layer in layers), *(point.backup_id for point in points)]
         checks = await self._catalogue.checks.of(subjects)
-        return {point.backup_id: judge(needed_digests(point, layers), checks) for point in points}
+        doubts = await self.suspicions_of(layers)
+        of_point = {layer.point_id: doubts[layer.layer_id] for layer in layers if layer.layer_id in doubts}
+        return {
+            point.backup_id: dataclasses.replace(
+                judge(needed_digests(point, layers), checks), suspicion=of_point.get(point.backup_id, "")
+            )
+            for point in points
+        }
 
     async def damage_of(self, layers: Sequence[LayerRecord]) -> dict[str, str]:
         """Returns in words what is wrong with layers, or with one below them; sound and unknown ones are missing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,4 +94,4 @@ def test_neighbouring_blocks_are_read_together_up_to_the_longest_request() -> No
     assert [block for run in found for block in run] == blocks
     assert [len(run) for run in found] == [16, 4, 2, 1]
     assert all(run[-1].end - run[0].offset <= LARGEST_READ for run in found)
-    assert all(left.end == right.offset for run in found for left, right in zip(run, run[1:], strict=False))
+    assert all(left.end == right.offset for run in found for left, right in pairwise(run))
