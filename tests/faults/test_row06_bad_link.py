@@ -25,7 +25,7 @@ from sendense_blockio.extents import Extent, subtract
 from sendense_blockio.journal import JournalHeader, JournalWriter, covers_exactly, entry_extents, read_journal
 
 __all__ = ["nbd_servers"]
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 KIB = 1024
 SIZE = 3 * 1024 * KIB + 1000
