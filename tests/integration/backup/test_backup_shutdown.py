@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from backup_process import kill, service_process
-from backup_service import cleaned, until
+from backup_service import Client, cleaned, until
 from backup_world import World
 
 from sendense.backup.v1 import backup_pb2, job_pb2
@@ -34,6 +34,7 @@ async def test_a_start_during_shutdown_is_refused_or_done_after_the_restart(
     assert all(isinstance(each, RemoteError) and each.kind is Kind.UNAVAILABLE for each in refused), refused
     assert len(kept) + len(refused) == 6
     async with service_process(settings) as (_, client):
+        await _answers(client)
         ended = await asyncio.gather(*(client.ended(each.backup_id) for each in kept))
         assert {each.status for each in ended} == {"completed"}
         listed = await client.peer.call(client.jobs.ListJobs, job_pb2.ListJobsRequest(kind="backup"))
@@ -54,7 +55,7 @@ async def test_progress_goes_on_where_it_was_when_a_watch_is_joined_again(
 
         async def watch() -> None:
             async for each in client.peer.stream(client.backups.WatchBackup, request, timeout=120):
-                seen.append(each)
+                seen.append(each)  # others look at it meanwhile
 
         watching = asyncio.create_task(watch())
         await until(lambda: any(each.progress.done_bytes for each in seen), "the watch shows progress")
@@ -63,12 +64,24 @@ async def test_progress_goes_on_where_it_was_when_a_watch_is_joined_again(
             await watching
     before = seen[-1].progress.done_bytes
     async with service_process(settings) as (_, client):
+        await _answers(client)
         seen.clear()
-        async for each in client.peer.stream(client.backups.WatchBackup, request, timeout=120):
-            seen.append(each)
+        seen += [each async for each in client.peer.stream(client.backups.WatchBackup, request, timeout=120)]
     assert seen[-1].status == "completed"
     assert seen[-1].bytes_transferred >= before
     disks = [disk.progress for each in seen for disk in each.disks if disk.HasField("progress")]
     assert {"capture"} <= {progress.phase for progress in disks}
     assert any(0 < progress.percent < 100 for progress in disks)
     assert any(progress.rate_bytes_per_second > 0 and progress.eta_seconds >= 0 for progress in disks)
+
+
+async def _answers(client: Client) -> None:
+    """Waits until the channel has got over the time without a service: gRPC pauses between its tries to connect."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await client.peer.call(client.jobs.ListJobs, job_pb2.ListJobsRequest())
+            except RemoteError:
+                await asyncio.sleep(0.1)
+            else:
+                return
