@@ -148,7 +148,8 @@ def test_who_did_what_is_recorded_and_the_record_is_whole(api: Api, node: Runnin
     limited.post("/backup/start", {"vm_name": OTHER, "backup_type": "full"})
     deadline = time.monotonic() + 60
     while True:
-        entries = api.get("/audit", actor="ann", result="OUTSIDE_TOKEN_LIMITS").json()["entries"]
+        about = {"actor": "ann", "result": "OUTSIDE_TOKEN_LIMITS", "target": f"vm_name={OTHER}"}
+        entries = api.get("/audit", **about).json()["entries"]
         if entries:
             break
         assert time.monotonic() < deadline
