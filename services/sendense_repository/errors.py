@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sendense_blockio.errors import CopyError
-from sendense_qemu.errors import QemuImgError
+from sendense_qemu.errors import QemuImgError, StorageDaemonError
 from sendense_rpc.errors import Kind, SendenseError
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE_TEXT = "No space left on device"
 
 
 class RepositoryNotFound(SendenseError):
@@ -415,7 +416,9 @@ def is_no_space(error: BaseException | None) -> bool:
         seen.add(id(error))
         if isinstance(error, OSError | CopyError) and error.errno in _NO_SPACE:
             return True
-        if isinstance(error, QemuImgError) and "No space left on device" in error.stderr:
+        if isinstance(error, QemuImgError) and _NO_SPACE_TEXT in error.stderr:
+            return True
+        if isinstance(error, StorageDaemonError) and _NO_SPACE_TEXT in error.detail:
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -18,7 +18,7 @@ import structlog
 
 from sendense_blockio.engine import CopyProgress
 from sendense_blockio.errors import BlockIOError, CopyCancelledError
-from sendense_blockio.extents import Extent, align, areas_digest, total
+from sendense_blockio.extents import Extent, areas_digest, total
 from sendense_blockio.journal import Entry, JournalWriter, read_journal
 from sendense_qemu import img
 from sendense_qemu.errors import QemuError
@@ -31,7 +31,7 @@ from sendense_repository.image_data import UnreadableData
 from sendense_repository.journals import journal_header
 from sendense_repository.layout import CLUSTER_SIZE, LayerFiles
 from sendense_repository.manifest import compare_allocation
-from sendense_repository.merge_copy import copy_areas
+from sendense_repository.merge_copy import commit_layers
 from sendense_repository.merge_proof import MappedImage, MergeDiffers, SourceDamaged, prove_merge
 from sendense_repository.merged_manifest import MergedManifest, merge_manifests
 from sendense_repository.parentage import require_as_sealed, require_sound_chain
@@ -131,7 +131,7 @@ class MergeBuilder:
         try:
             cloned = await self._prepare(merge, root)
             self._observe("merge-target")
-            await self._copy(merge, manifest, root, progress, cancel, cloned=cloned)
+            await self._copy(merge, root, progress, cancel, cloned=cloned)
             self._observe("merge-copied")
             await self._check(merge, files)
             self._observe("merge-checked")
@@ -167,24 +167,12 @@ class MergeBuilder:
         return False
 
     async def _copy(
-        self,
-        merge: Merge,
-        manifest: MergedManifest,
-        root: Path,
-        progress: CopyProgress,
-        cancel: threading.Event,
-        *,
-        cloned: bool,
+        self, merge: Merge, root: Path, progress: CopyProgress, cancel: threading.Event, *, cloned: bool
     ) -> None:
-        size = merge.child.virtual_size_bytes
-        areas = align(manifest.upper_areas if cloned else manifest.areas, CLUSTER_SIZE, size)
         chain = [layer.files(root).sealed for layer in merge.chain]
-        await copy_areas(
-            chain,
+        await commit_layers(
+            chain[: merge.count if cloned else merge.count + 1],
             [merge.child.files(root).merged, *chain[merge.count + 1 :]],
-            areas,
-            fresh=not cloned and merge.is_full,
-            virtual_size=size,
             work_dir=self._work_dir,
             progress=progress,
             cancel=cancel,

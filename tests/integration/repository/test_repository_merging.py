@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from repository_rig import CLUSTER, CONTEXT, MIB, SIZE, VM, Rig, noise, open_rig, opened_by_qemu, qemu, tree
+from repository_rig import CLUSTER, CONTEXT, MIB, SIZE, VM, Rig, content, noise, open_rig, opened_by_qemu, qemu, tree
 
+from sendense_blockio.engine import CopyProgress
 from sendense_blockio.extents import Extent
 from sendense_blockio.journal import read_journal
 from sendense_qemu import img
 from sendense_repository.errors import LayerDamaged, NoRoom, PointLeased, PointNotFound
 from sendense_repository.layout import point_file
 from sendense_repository.manifest import compare_allocation
+from sendense_repository.merge_copy import commit_layers
 from sendense_repository.qcow2_metadata import metadata_digest
 from sendense_repository.records import Holder, PlacedLayer
 from sendense_repository.sidecar import read_sidecar
@@ -273,3 +276,34 @@ async def test_what_a_crash_left_half_written_is_removed_at_the_start_and_nothin
 
     assert tree(rig.root) == before
     assert not (rig.root / ".new-probe").exists()
+
+
+class Looking(CopyProgress):
+    """Counters that open images with qemu whenever they move, which they do while the merge goes on."""
+
+    def __init__(self, images: list[Path]) -> None:
+        super().__init__()
+        self.images = images
+        self.looks = 0
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "bytes_done" and value and hasattr(self, "looks"):
+            for image in self.images:
+                qemu("qemu-img", "info", "-f", "qcow2", "--backing-chain", image)
+            self.looks += 1
+
+
+async def test_every_layer_can_be_opened_while_it_is_merged(rig: Rig) -> None:
+    layers, disks = await rig.chain_of(3)
+    images = [rig.image(layer) for layer in layers]
+    target = images[0].with_name("target.qcow2")
+    target.write_bytes(images[0].read_bytes())
+    progress = Looking(images)
+
+    await commit_layers(
+        [images[2], images[1]], [target], work_dir=rig.work_dir, progress=progress, cancel=threading.Event()
+    )
+
+    assert progress.looks > 0
+    assert content(target, rig.scratch) == disks[2]
