@@ -290,7 +290,7 @@ class Looking(CopyProgress):
         super().__setattr__(name, value)
         if name == "bytes_done" and value and hasattr(self, "looks"):
             for image in self.images:
-                qemu("qemu-img", "info", "-f", "qcow2", "--backing-chain", image)
+                qemu("qemu-io", "-r", "-f", "qcow2", "-c", "read -q 0 512", image)
             self.looks += 1
 
 
