@@ -105,13 +105,17 @@ class LayerMaker:
             await self._integrity.require_undamaged(parent)
         own = await layers.of_job(repository.repository_id, holder.job_id)
         layer = next((each for each in own if each.disk_id == number), None)
+        judged = layer is None
         if layer is None:
             await self._registry.require_room(repository, wanted.estimated_bytes)
+            if parent is not None:
+                # Before the row: a job whose parent is damaged asks for a full next, and must find nothing in its way.
+                await self._require_sound(parent, repository)
             layer = await self._add(holder, wanted, repository, number, parent)
         else:
             _require_same(layer, wanted)
         if layer.state == "partial":
-            await self._ensure_image(layer, repository, parent)
+            await self._ensure_image(layer, repository, parent, judged=judged)
         return layer
 
     async def _add(
@@ -161,7 +165,9 @@ class LayerMaker:
         log.info("layer created", layer_id=layer.layer_id, path=layer.relative_path, job_id=holder.job_id)
         return layer
 
-    async def _ensure_image(self, layer: LayerRecord, repository: RepositoryRecord, parent: LayerRecord | None) -> None:
+    async def _ensure_image(
+        self, layer: LayerRecord, repository: RepositoryRecord, parent: LayerRecord | None, *, judged: bool
+    ) -> None:
         """Creates the partial image unless it is there; a crash between row and file is repaired here."""
         if layer.poison:
             raise LayerPoisoned(layer.layer_id, layer.poison)
@@ -172,7 +178,7 @@ class LayerMaker:
             raise LayerDamaged(layer.layer_id, f"its image {files.partial.name} is gone")
         await asyncio.to_thread(durable.make_directories, repository.path, files.directory)
         await asyncio.to_thread(durable.remove, files.fresh)
-        if parent is not None:
+        if parent is not None and not judged:
             await self._require_sound(parent, repository)
         try:
             await img.create_qcow2(
