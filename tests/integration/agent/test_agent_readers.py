@@ -67,17 +67,16 @@ def vm(lab: LabClient) -> Iterator[str]:
 @pytest.fixture(params=["stand-in plugin", "real plugin"])
 def vddk(request: pytest.FixtureRequest, lab: LabClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[VddkHost]:
     """VDDK, installed as the agent's settings say: a plugin of ours, or nbdkit's own with a library of ours."""
-    libdir = Path(tempfile.mkdtemp(prefix="vddk-", dir="/tmp"))
-    if request.param == "real plugin":
-        plugin = real_plugin()
-        build_library(libdir)
-    else:
-        plugin = str(request.getfixturevalue("plugin"))
-    monkeypatch.setenv("SENDENSE_AGENT_VDDK_PLUGIN", plugin)
-    monkeypatch.setenv("SENDENSE_AGENT_VDDK_LIBDIR", str(libdir))
-    with VddkHost(lab, libdir, plugin).running() as host:
-        yield host
-    shutil.rmtree(libdir)
+    real = request.param == "real plugin"
+    plugin = real_plugin() if real else str(request.getfixturevalue("plugin"))
+    with tempfile.TemporaryDirectory(prefix="vddk-", dir="/tmp") as made:
+        libdir = Path(made)
+        if real:
+            build_library(libdir)
+        monkeypatch.setenv("SENDENSE_AGENT_VDDK_PLUGIN", plugin)
+        monkeypatch.setenv("SENDENSE_AGENT_VDDK_LIBDIR", made)
+        with VddkHost(lab, libdir, plugin).running() as host:
+            yield host
 
 
 @asynccontextmanager
