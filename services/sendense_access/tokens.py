@@ -90,6 +90,8 @@ class TokenIssuer:
         for name, entries in (("vms", limits.vms), ("repositories", limits.repositories)):
             if len(entries) > MOST_LIMITS:
                 raise InvalidRequest(name, f"has more than {MOST_LIMITS} entries")
+            if "" in entries:
+                raise InvalidRequest(name, "has an empty entry, which names nothing")
         lifetime = lifetime_seconds or DEFAULT_LIFETIME
         token_id = _repeatable_id(actor, request_id) if request_id else uuid.uuid4().hex
         now = utc_now()

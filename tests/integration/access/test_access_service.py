@@ -285,3 +285,16 @@ async def test_call_without_token_is_refused(settings):
             with pytest.raises(grpc.RpcError) as refused:
                 await access_pb2_grpc.AccessServiceStub(channel).ListTokens(access_pb2.ListTokensRequest())
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    "limits", [{"vms": [""]}, {"repositories": ["local", ""]}, {"vms": [f"vm-{n}" for n in range(51)]}]
+)
+async def test_limits_that_name_nothing_or_too_much_make_no_token(settings, limits):
+    async with access(settings) as peer:
+        stub = access_pb2_grpc.AccessServiceStub(peer.channel)
+        with pytest.raises(RemoteError) as refused:
+            await peer.call(stub.CreateToken, access_pb2.CreateTokenRequest(subject="ann", role="viewer", **limits))
+        assert refused.value.reason == "INVALID_FIELD"
+        listed = await peer.call(stub.ListTokens, access_pb2.ListTokensRequest())
+        assert [token.subject for token in listed.tokens] == ["administrator"]
