@@ -30,7 +30,7 @@ class AgentSettings(ServiceSettings):
         tunnel_host_key: File with the tunnel's SSH public host key, pinned.
         enrollment: File that the agent joins a node from; `agent/enrollment.json` below the state directory unless set.
         lanes: SSH connections for data; 0 follows the number of cores.
-        carrier: What carries the lanes: OpenSSH's client (`openssh`, measured faster), `asyncssh`, or `auto`: OpenSSH
+        carrier: What carries the lanes: OpenSSH's client (`openssh`, costs less), `asyncssh`, or `auto`: OpenSSH
             where it is installed. Control is always asyncssh's.
         data_path: `tunnel`, or `direct` for an agent on the node's own machine and under its account: data goes to the
             NBD server's Unix socket, not through SSH. Control and leases are the same; the copy and its proofs too.
