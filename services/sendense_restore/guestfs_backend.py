@@ -43,6 +43,7 @@ _ADDRESS_SPACE = 16 << 30
 _ANSWER_BYTES = 4 << 20
 _CLEAN_SECONDS = 10.0
 _KILL_SECONDS = 10.0
+_SOCKETS_NOTE = "sockets"  # written by guestfs_child, whose module would import libguestfs
 _SOCKET_DIRECTORY = re.compile(rb"path=(/tmp/libguestfs[A-Za-z0-9]{6})/")
 
 
@@ -270,8 +271,11 @@ def _session_of(place: Place, leader: int) -> list[int]:
 
 
 def _socket_directories(place: Place, leader: int) -> set[Path]:
-    """Where libguestfs keeps this micro-VM's sockets; it knows no other place than /tmp for them."""
+    """Where libguestfs keeps this micro-VM's sockets: as the child noted, and as a micro-VM that still runs tells."""
     found: set[Path] = set()
+    with contextlib.suppress(OSError):
+        noted = (place.work / _SOCKETS_NOTE).read_bytes()
+        found |= {Path(os.fsdecode(name)) for name in _SOCKET_DIRECTORY.findall(b"path=" + noted + b"/")}
     for pid in _session_of(place, leader):
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -12,11 +12,14 @@ Answer: `mounted` (names), `errors` (name to why not), `made` (volumes made of o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import guestfs
@@ -24,6 +27,10 @@ import guestfs
 FUSE_OPTIONS = "nosuid,nodev,noexec,kernel_cache,attr_timeout=3600,entry_timeout=3600,negative_timeout=60"
 """What is shown never changes, so the host's kernel may keep what it was told."""
 _CACHE_SECONDS = 3600
+_WATCH_SECONDS = 0.02
+SOCKETS = "sockets"
+"""Name of the note about libguestfs' sockets."""
+_SOCKET_PREFIX = "/tmp/libguestfs"  # noqa: S108 - it knows no other place for them
 _MOST_MADE = 128
 _OPTIONS = {"xfs": "ro,nouuid", "btrfs": "ro,subvolid=5"}
 _NO_FILES = {
@@ -54,6 +61,16 @@ class _Appliance:
         self._devices: dict[int, str] = {}
 
     def boot(self) -> None:
+        booted = threading.Event()
+        watch = threading.Thread(target=_note_sockets, args=(Path(self._request["temporary"]) / SOCKETS, booted))
+        watch.start()
+        try:
+            self._boot()
+        finally:
+            booted.set()
+            watch.join()
+
+    def _boot(self) -> None:
         for image in self._request["images"]:
             self.guest.add_drive_opts(
                 image["path"], format="raw", readonly=False, cachemode="unsafe", discard="disable"
@@ -145,6 +162,20 @@ class _Appliance:
             return str(question(device))
         except RuntimeError:
             return ""
+
+
+def _note_sockets(note: Path, booted: threading.Event) -> None:
+    """Notes, as soon as it is there, where libguestfs keeps its sockets: after a SIGKILL nobody else knows."""
+    while not booted.wait(_WATCH_SECONDS):
+        own = set()
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                own.add(str(link.readlink()))
+        for line in Path("/proc/net/unix").read_text("utf-8", "replace").splitlines():
+            fields = line.split()
+            if len(fields) == 8 and fields[7].startswith(_SOCKET_PREFIX) and f"socket:[{fields[6]}]" in own:
+                note.write_text(str(Path(fields[7]).parent))
+                return
 
 
 def _plain(name: str) -> str:

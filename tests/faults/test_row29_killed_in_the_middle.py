@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ from test_restore_disks import ended, start
 
 from sendense.restore.v1 import disk_pb2
 from sendense_restore.config import RestoreSettings
+from sendense_restore.guestfs_backend import guestfs_missing
 from sendense_rpc.errors import RemoteError
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -101,6 +104,32 @@ async def test_twenty_mounts_and_twenty_downloads_leave_nothing(world: World, im
     for curl in curls:
         assert await asyncio.wait_for(curl.wait(), 60) != 0, "a broken download looks complete"
     images.assert_unchanged()
+
+
+@pytest.mark.skipif(bool(guestfs_missing()), reason=guestfs_missing() or "guestfs is there")
+async def test_a_micro_vm_and_its_files_are_gone_after_a_kill(
+    world: World, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENDENSE_RESTORE_GUESTFS_ACCELERATION", "emulate")
+    async with killed_and_restarted(world, images):
+        mount = await world.mount("bare", backend="guestfs")
+        await world.assert_files(mount.mount_id, "bare")
+        sockets = await asyncio.to_thread(_sockets_of, world.settings.root)
+        assert len(sockets) == 1, "the micro-VM's socket is looked for in the wrong place"
+    assert not await asyncio.to_thread(sockets[0].exists)
+
+
+def _sockets_of(home: Path) -> list[Path]:
+    """Directories of libguestfs' sockets, from the command lines of micro-VMs that have a disk below the home."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(home) in command:
+            found += re.findall(rb"path=(/tmp/libguestfs[A-Za-z0-9]{6})/", command)
+    return [Path(os.fsdecode(name)) for name in found]
 
 
 async def test_an_export_is_not_complete_after_a_kill(world: World, images: Images) -> None:

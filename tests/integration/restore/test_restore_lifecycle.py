@@ -123,6 +123,24 @@ async def test_below_a_shared_mount_no_volume_appears_twice(sendense_home: Path,
         run("umount", sendense_home)
 
 
+async def test_a_full_temporary_directory_is_refused_before_anything_is_made(
+    sendense_home: Path, images: Images
+) -> None:
+    work = sendense_home / "restore"
+    work.mkdir(mode=0o700)
+    run("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", work)
+    try:
+        async with restore_world(images) as world:
+            with pytest.raises(RemoteError) as caught:
+                await world.mount("incr")
+            assert (caught.value.reason, int(caught.value.metadata["free_bytes"]) < 64 << 20) == ("NO_ROOM", True)
+            assert await world.mounts() == []
+            assert world.fake_points.leases == {}
+            assert [path.name for path in work.iterdir()] == ["exports"]
+    finally:
+        run("umount", work)
+
+
 async def test_a_prefix_of_the_backup_id_is_enough(world: World) -> None:
     mount = await world.peer.call(world.stub.MountBackup, restore_pb2.MountBackupRequest(backup_id="backup-btr"))
     assert mount.backup_id == "backup-btrfs-20251004010203"
