@@ -19,7 +19,6 @@ from weakref import WeakValueDictionary
 import structlog
 
 from sendense_db.columns import utc_now
-from sendense_exports.admission import AdmissionRules
 from sendense_exports.errors import (
     ExportBusyError,
     ExportExistsError,
@@ -27,10 +26,12 @@ from sendense_exports.errors import (
     ExportNotFoundError,
     ImageBusyError,
     NbddDownError,
+    PathRefusedError,
 )
 from sendense_exports.exportconf import ExportSpec, ImageFormat, write_export
-from sendense_exports.intake import Kind, judge
+from sendense_exports.intake import Kind, Wanted, judge
 from sendense_exports.nbdd_link import NbddLink
+from sendense_exports.roots import Roots
 from sendense_exports.status import ExportStatus, Status, replace_file
 from sendense_exports.store import ExportRow, ExportStore, Holder
 from sendense_rpc.errors import SendenseError
@@ -64,17 +65,15 @@ class Catalogue:
     Args:
         store: The tables.
         link: nbdd.
-        rules: What may be served.
+        roots: Below which directories images may lie.
         socket_path: Where the daemon listens.
         lease: How long an export stays without its holder's or a client's being seen.
     """
 
-    def __init__(
-        self, store: ExportStore, link: NbddLink, rules: AdmissionRules, socket_path: Path, lease: timedelta
-    ) -> None:
+    def __init__(self, store: ExportStore, link: NbddLink, roots: Roots, socket_path: Path, lease: timedelta) -> None:
         self._store = store
         self._link = link
-        self._rules = rules
+        self._roots = roots
         self._socket_path = str(socket_path)
         self._lease = lease
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -100,7 +99,12 @@ class Catalogue:
             ExportFailedError: nbdd could not serve it; it was taken back.
         """
         conf_file = self._link.conf_file(name)
-        wanted = await judge(name, path, fmt, kind=kind, read_only=read_only, conf_file=conf_file, rules=self._rules)
+        try:
+            wanted = await self._judge(name, path, fmt, kind, conf_file, read_only=read_only)
+        except PathRefusedError:
+            if not await self._roots.learn():
+                raise
+            wanted = await self._judge(name, path, fmt, kind, conf_file, read_only=read_only)
         await self._link.require_running()
         now = utc_now()
         row = ExportRow(
@@ -119,6 +123,12 @@ class Catalogue:
                 raise ImageBusyError(str(wanted.spec.path), problem)
             raise ExportFailedError(name, problem)
         return Export(name, row, live, self._socket_path)
+
+    async def _judge(
+        self, name: str, path: str, fmt: ImageFormat, kind: Kind, conf_file: Path, *, read_only: bool
+    ) -> Wanted:
+        rules = await self._roots.rules()
+        return await judge(name, path, fmt, kind=kind, read_only=read_only, conf_file=conf_file, rules=rules)
 
     async def get(self, name: str) -> Export:
         """Returns one export with its live state.

@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sendense_exports.admission import AdmissionRules
 from sendense_rpc.settings import ServiceSettings
 
 
@@ -19,7 +18,8 @@ class ExportsSettings(ServiceSettings):
 
     Attributes:
         config_file: nbd-server.conf; empty: `$SENDENSE_HOME/nbd/nbd-server.conf`.
-        roots: Folders that images lie below, separated by colons; empty: `$SENDENSE_HOME/backups`.
+        roots: Folders that images lie below, separated by colons; empty: `$SENDENSE_HOME/backups`. The directories of
+            registered repositories need not be named.
         device_pattern: Regular expression for whole paths of block devices that may be served.
         apply_seconds: How long the service waits for nbdd to apply a change.
         lease_seconds: How long an export stays without a sign of life: its holder asks for it again, a client is
@@ -94,7 +94,11 @@ class ExportsSettings(ServiceSettings):
         return self.root / "log" / "qemu-storage-daemon.log"
 
     @property
-    def rules(self) -> AdmissionRules:
-        """What may be served."""
-        roots = tuple(Path(root) for root in self.roots.split(":") if root) or (self.root / "backups",)
-        return AdmissionRules(roots, self.device_pattern)
+    def roots_file(self) -> Path:
+        """Directories of registered repositories, one a line, kept by the service for nbdd (`roots.py`)."""
+        return self.conf_file.parent / "roots"
+
+    @property
+    def image_roots(self) -> tuple[Path, ...]:
+        """The folders of the setting `roots`."""
+        return tuple(Path(root) for root in self.roots.split(":") if root) or (self.root / "backups",)

@@ -11,12 +11,15 @@ from sendense.exports.v1 import exports_pb2_grpc
 from sendense_db.engine import Database
 from sendense_db.requests import RequestLedger
 from sendense_exports.catalogue import Catalogue
+from sendense_exports.clients import Repositories
 from sendense_exports.config import ExportsSettings
 from sendense_exports.layout import ensure_layout
 from sendense_exports.nbdd_link import NbddLink
+from sendense_exports.roots import Roots
 from sendense_exports.servicer import ExportServicer
 from sendense_exports.store import ExportStore, requests
 from sendense_exports.sweeper import sweeping
+from sendense_rpc.channel import service_peer
 from sendense_rpc.server import Service, Servicer, run
 
 
@@ -25,11 +28,12 @@ async def build(settings: ExportsSettings) -> AsyncIterator[Service]:
     """Opens the catalogue, makes conf files agree with it, and yields the service."""
     await asyncio.to_thread(ensure_layout, settings)
     database = Database(settings.catalogue_url)
+    repository = service_peer(settings, "repository", "exports")
     try:
         catalogue = Catalogue(
             ExportStore(database),
             NbddLink(settings),
-            settings.rules,
+            Roots(settings, Repositories(repository).directories),
             settings.nbd_socket,
             timedelta(seconds=settings.lease_seconds),
         )
@@ -48,6 +52,7 @@ async def build(settings: ExportsSettings) -> AsyncIterator[Service]:
                 requests=RequestLedger(database, requests),
             )
     finally:
+        await repository.close()
         await database.close()
 
 

@@ -24,6 +24,7 @@ from sendense_exports.config import ExportsSettings
 from sendense_exports.exportconf import Configuration, read_configuration
 from sendense_exports.keyfile import KeyFileError
 from sendense_exports.layout import ensure_layout, read_generation
+from sendense_exports.roots import read_rules
 from sendense_exports.serving import Serving
 from sendense_exports.status import Status, StatusUnreadableError, read_status, write_status
 from sendense_exports.tcp_forwarder import AddressError, TcpForwarder, wanted_address
@@ -55,7 +56,7 @@ class Nbdd:
 
     def __init__(self, settings: ExportsSettings) -> None:
         self._settings = settings
-        self._serving = Serving(settings.rules)
+        self._serving = Serving(read_rules(settings))
         self._forwarder = TcpForwarder(settings.nbd_socket, settings.tcp_connections)
         self._tcp_error = ""
         self._daemon: StorageDaemon | None = None
@@ -145,6 +146,10 @@ class Nbdd:
                 generation = await asyncio.to_thread(read_generation, self._settings.generation_file)
             except (OSError, ValueError) as error:
                 log.warning("generation file is not readable", error=str(error))
+            try:
+                self._serving.rules = await asyncio.to_thread(read_rules, self._settings)
+            except OSError as error:
+                log.warning("the repositories' directories are not readable", error=str(error))
             await self._read_configuration()
         force = await asyncio.to_thread(_names_in, self._settings.force_dir)
         try:

@@ -66,12 +66,13 @@ class Serving:
     Attributes:
         served: By name.
         failed: What is wanted and not served, by name.
+        rules: What may be served.
     """
 
     # Epochs are kept by name, and for as long as a file wants the export: it may fail and come back meanwhile.
 
     def __init__(self, rules: AdmissionRules) -> None:
-        self._rules = rules
+        self.rules = rules
         self.served: dict[str, Served] = {}
         self.failed: dict[str, ExportStatus] = {}
         self._epochs: dict[str, int] = {}
@@ -113,7 +114,7 @@ class Serving:
         unknown = running - {served.id for served in self.served.values()}
         for spec in configured if unknown else ():
             try:
-                admitted = await asyncio.to_thread(admit, spec, self._rules)
+                admitted = await asyncio.to_thread(admit, spec, self.rules)
             except NotAdmittedError:
                 continue  # shown when it is applied
             if admitted.id in unknown and spec.name not in self.served:
@@ -197,7 +198,7 @@ class Serving:
                     served.draining = False
                     served.spec = spec
                     continue
-                admitted = admit(spec, self._rules)
+                admitted = admit(spec, self.rules)
                 judged.append(_Judged(spec, admitted, file_access(admitted.chain[0], aio)))
             except (NotAdmittedError, OSError) as error:
                 if served is not None and served.id:

@@ -75,7 +75,7 @@ class RunningNbdd:
 
 async def start(settings: ExportsSettings, **environment: str) -> RunningNbdd:
     ensure_layout(settings)
-    settings.rules.roots[0].mkdir(exist_ok=True)
+    settings.image_roots[0].mkdir(exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
