@@ -28,7 +28,7 @@ down: ## Stop what `make up` runs
 test: ## Run all tests and print the coverage over all processes
 	@deploy/setup test
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --durations 30 $(TESTS)
 	@$(BIN)/coverage combine -q build/coverage
 	$(BIN)/coverage report
 

@@ -3,10 +3,7 @@
 Revision: 0009, after 0008. Made 2026-11-23 22:34:25.281975.
 """
 
-import sqlalchemy as sa
 from alembic import op
-
-import sendense_db.columns
 
 revision = "0009"
 down_revision = "0008"

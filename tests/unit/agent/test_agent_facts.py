@@ -1,4 +1,4 @@
-"""Every numbered fact that a right backup must honour has a test that names it: `pytest -k fact_07` finds those of 7."""
+"""Every numbered fact that a right backup must honour has a test that names it (`pytest -k fact_07`)."""
 
 from __future__ import annotations
 
