@@ -1,13 +1,14 @@
 """Alembic's environment: one history for SQLite and PostgreSQL, over the tables of all services.
 
-What always holds: one process migrates at a time (BEGIN IMMEDIATE, or an advisory lock); on PostgreSQL a migration that
-would wait for a lock, or run, for too long fails instead of holding up the services that run; each migration is one
-transaction on both. A table belongs to one service: the foreign keys between services' tables are named here, for
-integrity only and without any cascade.
+What always holds: one process migrates at a time (a lock on a file beside the database, or an advisory lock); on
+PostgreSQL a migration that would wait for a lock, or run, for too long fails instead of holding up the services that
+run; each migration is one transaction on both. A table belongs to one service: the foreign keys between services' tables
+are named here, for integrity only and without any cascade.
 """
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,16 +81,40 @@ def _configure_sqlite(connection, _record) -> None:
 
 @contextmanager
 def alone(connection: Connection) -> Iterator[None]:
-    """Keeps other processes from migrating at the same time; SQLite's own lock does that there."""
-    if connection.dialect.name != "postgresql":
+    """Keeps other processes from migrating at the same time.
+
+    Each migration is a transaction of its own, so the database's lock alone would let another process in between two of
+    them, which then does the second one again.
+    """
+    if connection.dialect.name == "postgresql":
+        with _alone_on_postgresql(connection):
+            yield
+    else:
+        with _alone_on_sqlite(connection.engine.url.database):
+            yield
+
+
+@contextmanager
+def _alone_on_sqlite(database: str | None) -> Iterator[None]:
+    if database is None:
         yield
         return
-    deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}):
+    with Path(f"{database}.migrating").open("w") as file:
+        for _ in _until_deadline():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            break
+        yield
+
+
+@contextmanager
+def _alone_on_postgresql(connection: Connection) -> Iterator[None]:
+    for _ in _until_deadline():
+        if connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}):
+            break
         connection.commit()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"another process has been migrating for {LOCK_WAIT_SECONDS:g} seconds")
-        time.sleep(0.2)
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.execute(text("SET statement_timeout = '300s'"))
     connection.commit()
@@ -99,6 +124,15 @@ def alone(connection: Connection) -> Iterator[None]:
         connection.rollback()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
         connection.commit()
+
+
+def _until_deadline() -> Iterator[None]:
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        yield
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"another process has been migrating for {LOCK_WAIT_SECONDS:g} seconds")
+        time.sleep(0.1)
 
 
 def run() -> None:
