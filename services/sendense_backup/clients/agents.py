@@ -295,6 +295,7 @@ def _disk(disk: agent_pb2.Disk) -> Disk:
         capacity_bytes=disk.capacity_bytes,
         change_id=disk.change_id,
         skip_reason=disk.skip_reason,
+        file_name=disk.file_name,
     )
 
 
