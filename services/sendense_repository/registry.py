@@ -144,8 +144,9 @@ class Registry:
         await self.create(DEFAULT_NAME, "local", root)
 
     async def check_default(self) -> None:
-        """Raises RepositoryUnusable or RepositoryNotFound unless the default repository can be used now."""
-        await self.use(DEFAULT_NAME)
+        """Raises RepositoryUnusable unless the default repository can be used; a forgotten one is not missed."""
+        if await self._catalogue.repositories.find(DEFAULT_NAME) is not None:
+            await self.use(DEFAULT_NAME)
 
     async def require_room(self, record: RepositoryRecord, estimated_bytes: int, *, layer_id: str = "") -> None:
         """Raises NoRoom unless what is estimated fits beside the reserve and what running jobs may still write.
