@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 from rich.progress import (
@@ -46,6 +49,30 @@ def watch(gateway: Gateway, channel: grpc.Channel, backup_id: str) -> Iterator[b
         time.sleep(0.5)
 
 
+@contextmanager
+def noticing_interrupts() -> Iterator[Callable[[], None]]:
+    """Yields a check that raises KeyboardInterrupt if Ctrl-C was pressed.
+
+    Python raises it wherever the program is just then. Where that is a callback of gRPC, the exception is dropped and
+    the program would go on as if nobody had pressed anything.
+    """
+    pressed = threading.Event()
+
+    def press(*_: object) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def follow(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bool) -> backup_pb2.Backup:
     """Shows progress until the backup has ended and returns it."""
     if quiet or not console.is_terminal:
@@ -60,8 +87,9 @@ def follow(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bo
         console=console,
     )
     tasks: dict[str, TaskID] = {}
-    with bars:
+    with noticing_interrupts() as check, bars:
         for last in watch(gateway, channel, backup_id):
+            check()
             for disk in last.disks:
                 label = printable(disk.label) or f"disk {disk.disk_id}"
                 if label not in tasks:
@@ -73,8 +101,16 @@ def follow(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bo
 
 
 def _follow_lines(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bool) -> backup_pb2.Backup:
+    with noticing_interrupts() as check:
+        return _print_phases(gateway, channel, backup_id, check, quiet=quiet)
+
+
+def _print_phases(
+    gateway: Gateway, channel: grpc.Channel, backup_id: str, check: Callable[[], None], *, quiet: bool
+) -> backup_pb2.Backup:
     last, phase = backup_pb2.Backup(), ""
     for last in watch(gateway, channel, backup_id):
+        check()
         if last.progress.phase != phase and last.status not in FINAL and not quiet:
             phase = last.progress.phase
             console.print(f"{last.status}: {phase}" if phase else last.status)

@@ -252,7 +252,7 @@ async def test_the_job_has_one_snapshot_and_only_the_job_removes_it(rig: AgentRi
     assert await rig.remove_snapshot(ref, rig.holder(attempt=2), made.moref) == [], "what is gone is no error"
 
 
-async def test_another_epoch_and_a_faulted_query_ask_for_a_full(rig: AgentRig, vm: str) -> None:
+async def test_another_epoch_and_a_faulted_query_ask_for_a_full(rig: AgentRig, lab: LabClient, vm: str) -> None:
     ref = await rig.ref(vm)
     await rig.enable_tracking(ref)
     snapshot = await rig.create_snapshot(ref)
@@ -262,11 +262,14 @@ async def test_another_epoch_and_a_faulted_query_ask_for_a_full(rig: AgentRig, v
     for parent, reason in (
         ("52 00 11 22 33 44 55 66-77 88 99 aa bb cc dd ee/1", "CBT_RESET"),
         ("no change id", "CBT_RESET"),
-        (f"{epoch}/999999", "AREAS_QUERY_FAILED"),
+        (f"{epoch}/999999", "CBT_RESET"),  # a count that went back
     ):
         with pytest.raises(RemoteError) as failed:
             await rig.plan(ref, snapshot.moref, disk.device_key, parent)
         assert failed.value.reason == reason
+    with lab.fault("cbt-error"), pytest.raises(RemoteError) as failed:
+        await rig.plan(ref, snapshot.moref, disk.device_key, disk.change_id)
+    assert failed.value.reason == "AREAS_QUERY_FAILED"
 
 
 async def test_change_tracking_is_not_enabled_under_a_snapshot(rig: AgentRig, vm: str) -> None:
