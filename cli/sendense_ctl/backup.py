@@ -197,7 +197,8 @@ def chain(vm: Vm, json_: Json = False) -> None:
         for layer in one.layers:
             # Increments stand side by side below their full: each builds on the one above it.
             branch = (disk if layer.backup_type == "full" else full).add(
-                f"{layer.backup_id} [dim]{layer.backup_type}, {size(layer.size_bytes)}, {age(layer.created_at)}, "
+                f"{layer.backup_id} [dim]{'full ' if layer.backup_type == 'full' else '+'}{size(layer.size_bytes)}, "
+                f"{age(layer.created_at)}, "
                 f"{_soundness(layer)}[/]"
             )
             full = branch if layer.backup_type == "full" else full
