@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def node() -> Iterator[RunningNode]:
-    """A node of its own: `pgtest2` must be one VM."""
+    """A node for each test: `pgtest2` must be one VM, and have no backups of another test."""
     with fresh_node() as running:
         LabClient(running.home).create_vm("pgtest2", ["96M:ext4"], small_files=20)
         yield running

@@ -41,13 +41,15 @@ def own_token(node: RunningNode) -> str:
     return SigningKey.load_or_create(node.home / "keys").sign("fuzzer", "admin", 3600)
 
 
+# One worker: with threads, CPython 3.11's parser now and then fails in hypothesis ("AST constructor recursion depth
+# mismatch"), which says nothing of the gateway.
 def fuzz(node: RunningNode, folder: Path, seed: int) -> subprocess.CompletedProcess[str]:
     token = own_token(node)
     endpoint = (node.home / "endpoint").read_text().strip()
     command = [
         *(Path(sys.executable).parent / "st", "run", f"{endpoint}/api/v1/openapi.json"),
         *("-H", f"Authorization: Bearer {token}", "--tls-verify", node.home / "tls" / "ca.crt"),
-        *("--seed", str(seed), "--max-time", str(SECONDS), "--max-examples", "20", "--workers", "2"),
+        *("--seed", str(seed), "--max-time", str(SECONDS), "--max-examples", "20", "--workers", "1"),
         *("--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS), "--continue-on-failure"),
         *("--suppress-health-check", "all", "--generation-database", "none", "--no-color", "--warnings", "off"),
         *("--request-timeout", "130"),
@@ -66,8 +68,10 @@ def test_the_gateway_answers_as_its_description_says(tmp_path: Path) -> None:
         backup = api.back_up("pgtest2", "full")
         mounted = api.post("/restore/mount", {"backup_id": backup["backup_id"]})
         assert mounted.status_code == 200, mounted.text
+        api.client.close()  # before anything can fail: an open one would fail whichever test runs when it is collected
         done = fuzz(node, tmp_path, seed)
         assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
+        api = Api(node, own_token(node))
         assert "Tested:" in done.stdout
         # After all of it the system still does its work.
         assert api.get("/backup/list").status_code == 200
