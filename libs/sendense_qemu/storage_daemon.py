@@ -8,6 +8,8 @@ A daemon that dies loses what it acknowledged and did not flush, and no check sh
 learns of `gone` begins a new epoch.
 
 Over 400 lines, since start, attach, commands and end share the one state of the process.
+
+Over 400 lines: one class, with a short method for each command of the daemon.
 """
 
 from __future__ import annotations

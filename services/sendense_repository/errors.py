@@ -1,4 +1,7 @@
-"""What the repository refuses, each with the facts that tell the caller what to do next."""
+"""What the repository refuses, each with the facts that tell the caller what to do next.
+
+Over 400 lines: every refusal of the service stands in this one list.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ parent can hide that a cluster was lost. Requests of up to 1 MiB are kept in fli
 beside them; files are read past the page cache where they can be, since the medium is what is to be proved.
 
 The functions that read block: call them in a thread. They look at `cancel` at every request.
+
+Over 400 lines: what is read back and how damage gets its name belong together.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from sendense_lab.client import LabClient
-from sendense_lab.errors import LabError
 from sendense_node.running import RunningNode
 from support import free_port
 from terminal import in_terminal
@@ -112,6 +110,14 @@ def test_the_specs_commands_work_as_they_stand(
     extracted = run(environment, *command, "--output", "./index.php", cwd=tmp_path)
     assert extracted.returncode == 0, extracted.stderr
     assert (tmp_path / "index.php").read_text() == INDEX
+    said = answer(environment, *command, "--output", str(tmp_path / "again.php"))
+    assert said == {
+        "backup_id": backup_id,
+        "file": "/var/www/index.php",
+        "output": str(tmp_path / "again.php"),
+        "size_bytes": str(len(INDEX)),
+    }
+    assert (tmp_path / "again.php").read_text() == INDEX
     chain = run(environment, "backup", "chain", "--vm", "pgtest2")
     assert (chain.returncode, backup_id in chain.stdout) == (0, True)
     for mount in answer(environment, "backup", "mounts")["mounts"]:
@@ -278,10 +284,7 @@ def test_the_token_of_the_node_goes_to_no_other_gateway(environment: dict[str, s
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_vm_name_is_shown_harmlessly_and_backed_up(name: str, environment: dict[str, str], lab: LabClient) -> None:
-    try:
-        lab.create_vm(name, ["4M:blank"])
-    except LabError as refused:
-        pytest.skip(f"the lab, as vCenter does, refuses this name: {refused}")
+    lab.create_vm(name, ["4M:blank"])
     try:
         shown = in_terminal([CTL, "vm", "list"], {**environment, "NO_COLOR": "1"})
         assert shown.status == 0
@@ -343,8 +346,6 @@ def test_tab_says_nothing_when_nobody_answers(environment: dict[str, str], tmp_p
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_installed_for_each_shell(shell: str, environment: dict[str, str]) -> None:
     done = run({**environment, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}, "--show-completion", shell)
-    if shutil.which(shell) is None and done.returncode:
-        pytest.skip(f"{shell} is not here")
     assert "_SENDENSE_CTL_COMPLETE" in done.stdout
 
 
