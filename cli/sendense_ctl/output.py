@@ -26,7 +26,7 @@ error_console = Console(stderr=True, highlight=False)
 _LEAST_WIDTH = 20
 """Columns of the terminal that the last column of a table gets at least, when it needs so many."""
 
-_NARROW = 60
+NARROW = 60
 """Below so many columns a value of ordinary length does not fit beside its name."""
 
 
@@ -76,7 +76,7 @@ def print_facts(facts: Sequence[tuple[str, str]], indent: int = 0) -> None:
     """Prints a line for each name and value; long values are folded, or stand below their name where it is narrow."""
     shown = [(name.lower(), printable(value)) for name, value in facts]
     label = max(cell_len(name) for name, _ in shown)
-    if console.width < _NARROW:
+    if console.width < NARROW:
         for name, value in shown:
             if indent + label + 2 + cell_len(value) <= console.width:
                 console.print(Text(f"{' ' * indent}{name:<{label}}  {value}"), soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -22,7 +23,7 @@ from rich.progress import (
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense_client import Unavailable
 from sendense_ctl.connection import Gateway
-from sendense_ctl.output import console, printable
+from sendense_ctl.output import NARROW, console, printable
 
 FINAL = ("completed", "failed", "cancelled")
 
@@ -78,14 +79,10 @@ def follow(gateway: Gateway, channel: grpc.Channel, backup_id: str, *, quiet: bo
     if quiet or not console.is_terminal:
         return _follow_lines(gateway, channel, backup_id, quiet=quiet)
     last = backup_pb2.Backup()
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    wide = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    narrow = (TaskProgressColumn(), TimeRemainingColumn())
+    figures = wide if console.width >= NARROW else narrow
+    bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), *figures, console=console)
     tasks: dict[str, TaskID] = {}
     with noticing_interrupts() as check, bars:
         for last in watch(gateway, channel, backup_id):
