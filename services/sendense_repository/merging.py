@@ -38,6 +38,7 @@ from sendense_repository.parentage import require_as_sealed, require_sound_chain
 from sendense_repository.qcow2_metadata import MetadataError, read_metadata
 from sendense_repository.records import LayerRecord
 from sendense_repository.sidecar import encode_sidecar, read_sidecar
+from sendense_repository.sparse_tables import give_back_unused
 from sendense_repository.steps import StepObserver
 from sendense_repository.zeroes import first_not_zero
 
@@ -190,6 +191,7 @@ class MergeBuilder:
         expected = [layer.name for layer in merge.chain[merge.count + 1 :]]
         if found != expected:
             raise MergeFailed(merge.child.layer_id, f"the merged header leads to {found}, not to {expected}")
+        await asyncio.to_thread(give_back_unused, files.merged, end=checked.image_end_offset, cluster_size=CLUSTER_SIZE)
 
     async def _prove(
         self, merge: Merge, manifest: MergedManifest, root: Path, cancel: threading.Event, *, cloned: bool

@@ -26,7 +26,7 @@ _CONTEXT = b"sendense qcow2 metadata v1\0"
 _HEADER = struct.Struct(">4sIQIIQIIQQI")
 _TABLE = struct.Struct("<QQQ")
 _OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00  # bits 9 to 55 of an L1 or refcount table entry
-_FIRST_CLUSTER, _L1, _L2, _REFCOUNT_TABLE, _REFCOUNT_BLOCK = 1, 2, 3, 4, 5
+_FIRST_CLUSTER, _L1, _L2, _REFCOUNT_TABLE, REFCOUNT_BLOCK = 1, 2, 3, 4, 5
 _MIN_CLUSTER_BITS, _MAX_CLUSTER_BITS = 9, 21
 _MAX_TABLE_BYTES = 32 << 20
 _MARK_BYTES = 8
@@ -35,7 +35,7 @@ _NAMES = {
     _L1: "L1 table",
     _L2: "L2 table",
     _REFCOUNT_TABLE: "refcount table",
-    _REFCOUNT_BLOCK: "refcount block",
+    REFCOUNT_BLOCK: "refcount block",
 }
 
 
@@ -84,11 +84,10 @@ def read_metadata(path: Path) -> Metadata:
     """
     digest = blake3(_CONTEXT)
     marks = []
-    with path.open("rb") as stream:
-        for table in _tables(stream, os.fstat(stream.fileno()).st_size):
-            digest.update(_TABLE.pack(table.kind, table.offset, len(table.content)))
-            digest.update(table.content)
-            marks.append(_mark(table.content))
+    for table in read_tables(path):
+        digest.update(_TABLE.pack(table.kind, table.offset, len(table.content)))
+        digest.update(table.content)
+        marks.append(_mark(table.content))
     return Metadata(digest.hexdigest(), "".join(marks))
 
 
@@ -109,24 +108,22 @@ def damaged_tables(path: Path, marks: str) -> list[TableDamage]:
     width = 2 * _MARK_BYTES
     expected = [marks[start : start + width] for start in range(0, len(marks), width)]
     found: list[TableDamage] = []
-    with path.open("rb") as stream:
-        tables = _tables(stream, os.fstat(stream.fileno()).st_size)
-        try:
-            for mark, table in zip(expected, tables, strict=False):
-                if _mark(table.content) == mark:
-                    continue
-                found.append(_damage(table))
-                if table.kind in {_FIRST_CLUSTER, _L1, _REFCOUNT_TABLE}:
-                    return found
-        except MetadataError:
-            # The table that leads outside of the file differs from its mark, unless there are no marks.
-            return found
+    try:
+        for mark, table in zip(expected, read_tables(path), strict=False):
+            if _mark(table.content) == mark:
+                continue
+            found.append(_damage(table))
+            if table.kind in {_FIRST_CLUSTER, _L1, _REFCOUNT_TABLE}:
+                break
+    except MetadataError:
+        # The table that leads outside of the file differs from its mark, unless there are no marks.
+        return found
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    """One table; `index` counts the tables of its kind by their place in the table above."""
+class Table:
+    """One table at `offset` of the file; `index` counts the tables of its kind by their place in the table above."""
 
     kind: int
     offset: int
@@ -134,10 +131,10 @@ class _Table:
     index: int = 0
 
 
-def _damage(table: _Table) -> TableDamage:
+def _damage(table: Table) -> TableDamage:
     length = len(table.content)
     name = _NAMES[table.kind]
-    if table.kind in {_REFCOUNT_TABLE, _REFCOUNT_BLOCK}:
+    if table.kind in {_REFCOUNT_TABLE, REFCOUNT_BLOCK}:
         return TableDamage(name, table.offset, length, 0, 0)  # reading does not ask them
     if table.kind == _L2:
         covered = length // 8 * length  # one entry of 8 bytes for each cluster; a table is one cluster long
@@ -149,7 +146,13 @@ def _mark(content: bytes) -> str:
     return blake3(content).digest(_MARK_BYTES).hex()
 
 
-def _tables(stream: BinaryIO, size: int) -> Iterator[_Table]:
+def read_tables(path: Path) -> Iterator[Table]:
+    """Yields an image's tables in the digest's order, one in memory at a time; raises as `read_metadata`."""
+    with path.open("rb") as stream:
+        yield from _tables(stream, os.fstat(stream.fileno()).st_size)
+
+
+def _tables(stream: BinaryIO, size: int) -> Iterator[Table]:
     start = stream.read(_HEADER.size)
     if len(start) < _HEADER.size or start[:4] != b"QFI\xfb":
         raise MetadataError("it is no qcow2 image")
@@ -157,15 +160,15 @@ def _tables(stream: BinaryIO, size: int) -> Iterator[_Table]:
     if not _MIN_CLUSTER_BITS <= bits <= _MAX_CLUSTER_BITS:
         raise MetadataError(f"its clusters are 2^{bits} bytes")
     cluster = 1 << bits
-    yield _Table(_FIRST_CLUSTER, 0, _read(stream, size, 0, min(cluster, size), "first cluster", cluster))
+    yield Table(_FIRST_CLUSTER, 0, _read(stream, size, 0, min(cluster, size), "first cluster", cluster))
     l1 = _read(stream, size, l1_offset, l1_entries * 8, "L1 table", cluster)
-    yield _Table(_L1, l1_offset, l1)
+    yield Table(_L1, l1_offset, l1)
     for index, offset in _entries(l1):
-        yield _Table(_L2, offset, _read(stream, size, offset, cluster, "L2 table", cluster), index)
+        yield Table(_L2, offset, _read(stream, size, offset, cluster, "L2 table", cluster), index)
     table = _read(stream, size, refcount_offset, refcount_clusters * cluster, "refcount table", cluster)
-    yield _Table(_REFCOUNT_TABLE, refcount_offset, table)
+    yield Table(_REFCOUNT_TABLE, refcount_offset, table)
     for index, offset in _entries(table):
-        yield _Table(_REFCOUNT_BLOCK, offset, _read(stream, size, offset, cluster, "refcount block", cluster), index)
+        yield Table(REFCOUNT_BLOCK, offset, _read(stream, size, offset, cluster, "refcount block", cluster), index)
 
 
 def _entries(table: bytes) -> Iterator[tuple[int, int]]:

@@ -44,6 +44,7 @@ from sendense_repository.qcow2_metadata import Metadata, MetadataError, read_met
 from sendense_repository.records import Holder, LayerRecord, PlacedLayer
 from sendense_repository.registry import Registry
 from sendense_repository.sidecar import encode_sidecar
+from sendense_repository.sparse_tables import give_back_unused
 from sendense_repository.steps import StepObserver, log_step
 from sendense_repository.store import Catalogue
 from sendense_repository.zeroes import first_not_zero
@@ -171,6 +172,8 @@ class Sealer:
         if not checked.is_sound or checked.leaks:
             finding = f"qemu-img check found {checked.corruptions} corruptions and {checked.leaks} leaks"
             raise LayerDamaged(seal.layer.layer_id, finding)
+        # Before anything is proven: what is found from here on is found in the file as it stays.
+        await asyncio.to_thread(give_back_unused, seal.image, end=checked.image_end_offset, cluster_size=CLUSTER_SIZE)
         self._observe("check")
 
     async def _check_allocation(self, seal: _Seal, journal: Journal) -> None:
