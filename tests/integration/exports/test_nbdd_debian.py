@@ -9,7 +9,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -95,54 +95,60 @@ def _end(pid: int) -> None:
         os.close(pidfd)
 
 
+class Client:
+    """An NBD connection on which nothing waits for longer than the deadline; `libnbd`'s plain calls wait for ever."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._handle = nbd.NBD()
+        self._handle.aio_connect_uri(uri)
+        self._wait(lambda: not self._handle.aio_is_connecting(), "connecting")
+        assert self._handle.aio_is_ready(), f"{uri} refuses"
+
+    def _wait(self, done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not done():
+            assert time.monotonic() < deadline, f"{self._uri}: no answer in {DEADLINE:g} s: {what}"
+            self._handle.poll(1000)
+
+    def _finish(self, cookie: int, what: str) -> None:
+        self._wait(lambda: self._handle.aio_command_completed(cookie), what)
+
+    def content(self) -> bytes:
+        size: int = self._handle.get_size()
+        data = bytearray()
+        while len(data) < size:
+            buffer = nbd.Buffer(min(MIB, size - len(data)))
+            self._finish(self._handle.aio_pread(buffer, len(data)), f"{buffer.size()} bytes at {len(data)}")
+            data += buffer.to_bytearray()
+        return bytes(data)
+
+    def write(self, data: bytes, offset: int) -> None:
+        self._finish(self._handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), offset), "a write")
+        if self._handle.can_flush():
+            self._finish(self._handle.aio_flush(), "a flush")
+
+    def close(self) -> None:
+        self._handle.aio_disconnect()
+        self._wait(lambda: self._handle.aio_is_closed() or self._handle.aio_is_dead(), "a goodbye")
+
+
 def content(uri: str) -> bytes:
-    handle = nbd.NBD()
-    handle.connect_uri(uri)
-    size: int = handle.get_size()
-    data = bytearray()
-    while len(data) < size:
-        data += _read(handle, min(MIB, size - len(data)), len(data))
-    handle.shutdown()
-    return bytes(data)
-
-
-STALL_SECONDS = 30
-
-
-def _read(handle: nbd.NBD, length: int, offset: int) -> bytearray:
-    """Reads with a deadline: once, on a busy machine, a read through the TCP forwarder was never answered.
-
-    That is an open defect (the closing note of 2026-11-23 names it), shown as xfail where it happens and nowhere else.
-    """
-    buffer = nbd.Buffer(length)
-    cookie = handle.aio_pread(buffer, offset)
-    deadline = time.monotonic() + STALL_SECONDS
-    while not handle.aio_command_completed(cookie):
-        if time.monotonic() > deadline:
-            pytest.xfail(f"known defect: a read of {length} bytes at {offset} was not answered in {STALL_SECONDS} s")
-        handle.poll(1000)
-    read: bytearray = buffer.to_bytearray()
-    return read
+    with contextlib.closing(Client(uri)) as client:
+        return client.content()
 
 
 def write(uri: str, data: bytes, offset: int) -> None:
-    handle = nbd.NBD()
-    handle.connect_uri(uri)
-    handle.pwrite(data, offset)
-    if handle.can_flush():
-        handle.flush()
-    handle.shutdown()
+    with contextlib.closing(Client(uri)) as client:
+        client.write(data, offset)
 
 
 def is_refused(uri: str) -> bool:
-    handle = nbd.NBD()
-    handle.connect_uri(uri)
-    try:
-        handle.pwrite(bytes(512), 0)
-    except nbd.Error:
-        return True
-    finally:
-        handle.shutdown()
+    with contextlib.closing(Client(uri)) as client:
+        try:
+            client.write(bytes(512), 0)
+        except nbd.Error:
+            return True
     return False
 
 

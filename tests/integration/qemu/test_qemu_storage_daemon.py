@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -135,6 +136,36 @@ async def test_the_daemon_opens_nothing_that_it_was_not_told(short_tmp: Path) ->
         handle = await asyncio.to_thread(client, short_tmp, "d")
         assert await asyncio.to_thread(handle.pread, 512, 0) == b"\1" * 512
         await asyncio.to_thread(handle.shutdown)
+
+
+async def test_a_file_that_ends_within_a_block_is_not_left_to_io_uring(short_tmp: Path) -> None:
+    """qemu 7.2 may never answer a read that io_uring cut short (`WHOLE_BLOCK`): with it, this test hung at times."""
+    raw = short_tmp / "odd.raw"
+    raw.write_bytes(b"\1" * (MIB + 700))
+    await img.create_qcow2(short_tmp / "new.qcow2", 10 * MIB)
+    async with running(short_tmp) as daemon:
+        await daemon.serve_nbd(short_tmp / "n.sock")
+        access = file_access(raw, daemon.aio)
+        odd = raw_node("odd", raw, access, read_only=True)
+        new = qcow2_node("new", [short_tmp / "new.qcow2"], access, read_only=False)
+        assert odd["file"]["aio"] != "io_uring"
+        assert new["file"]["aio"] == access.aio, "our own images end with a whole block"
+        await daemon.add_node(odd)
+        await daemon.add_nbd_export("e", "odd", "odd", writable=False)
+        handle = await asyncio.to_thread(client, short_tmp, "odd")
+
+        def read_the_end() -> None:
+            for _ in range(500):
+                buffer = nbd.Buffer(1024)
+                cookie = handle.aio_pread(buffer, MIB)
+                deadline = time.monotonic() + 60
+                while not handle.aio_command_completed(cookie):
+                    assert time.monotonic() < deadline, "a read was never answered"
+                    handle.poll(1000)
+                assert buffer.to_bytearray() == b"\1" * 700 + bytes(324)
+            handle.shutdown()
+
+        await asyncio.to_thread(read_the_end)
 
 
 @pytest.mark.faults
