@@ -27,7 +27,7 @@ Backend = Annotated[str, typer.Option("--backend", help="kernel or guestfs; defa
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="File with passphrases of encrypted volumes, one a line.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Although its last verification found damage.")]
+Force = Annotated[bool, typer.Option("--force", help="Although a verification found damage, or an audit doubts it.")]
 
 file = typer.Typer(no_args_is_help=True, help="Files across restore points.")
 

@@ -49,7 +49,8 @@ class PointClients:
         if point.integrity.state == "corrupt":
             findings = [f"disk {found.disk_id}: {found.finding or found.part}" for found in point.integrity.damages[:3]]
             damage = "; ".join(findings) or "its last verification found it corrupt"
-        return RestorePoint(point.backup_id, tuple(sorted(disks, key=lambda disk: disk.disk_id)), damage)
+        in_order = tuple(sorted(disks, key=lambda disk: disk.disk_id))
+        return RestorePoint(point.backup_id, in_order, damage, point.integrity.suspicion)
 
 
 class ExportClients:

@@ -171,6 +171,20 @@ class PointDamaged(SendenseError):
         )
 
 
+class PointSuspect(SendenseError):
+    """An audit found later that change tracking had not told of all that the restore point should hold."""
+
+    def __init__(self, backup_id: str, suspicion: str) -> None:
+        self.backup_id = backup_id
+        super().__init__(
+            f"{backup_id} may differ from the guest's disks as they were: {suspicion}",
+            kind=Kind.FAILED_PRECONDITION,
+            reason="POINT_SUSPECT",
+            help="Choose another restore point, or use force to restore what was copied; some blocks may be older.",
+            metadata={"backup_id": backup_id},
+        )
+
+
 class DiskMissing(SendenseError):
     """The restore point has no disk of that number."""
 

@@ -22,6 +22,7 @@ from sendense_restore.errors import (
     MountNotFound,
     MountNotReady,
     PointDamaged,
+    PointSuspect,
     RequestIdReused,
     ServiceStopping,
     TooManyMounts,
@@ -367,10 +368,13 @@ def chosen_disks(point: RestorePoint, wish: Wish) -> Sequence[Disk]:
 
     Raises:
         PointDamaged: The point is known to be damaged, and the caller does not insist.
+        PointSuspect: An audit doubts the point, and the caller does not insist.
         DiskMissing: The point has no such disk.
     """
     if point.damage and not wish.force:
         raise PointDamaged(point.backup_id, point.damage)
+    if point.suspicion and not wish.force:
+        raise PointSuspect(point.backup_id, point.suspicion)
     present = {disk.disk_id: disk for disk in point.disks}
     for disk_id in wish.disk_ids:
         if disk_id not in present:

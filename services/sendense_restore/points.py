@@ -16,11 +16,13 @@ class RestorePoint:
         backup_id: The backup that made it.
         disks: Its disks in the order of their numbers.
         damage: What the last verification found wrong; empty when it found nothing, or there was none yet.
+        suspicion: Why an audit doubts that it equals the guest's disks as they were; empty when none does.
     """
 
     backup_id: str
     disks: tuple[Disk, ...]
     damage: str = ""
+    suspicion: str = ""
 
 
 class Points(Protocol):

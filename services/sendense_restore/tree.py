@@ -46,7 +46,7 @@ class Wish:
         backend: `kernel` or `guestfs`; empty leaves the choice to the service.
         passphrases: For encrypted volumes; kept in memory until it is mounted, never stored.
         disk_ids: Only these disks; empty for all.
-        force: Mount a point that is known to be damaged.
+        force: Mount a point that is known to be damaged, or doubted.
     """
 
     backend: str = ""

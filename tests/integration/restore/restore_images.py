@@ -150,6 +150,7 @@ class Point:
     gone: list[str] = field(default_factory=list)
     status: str = "completed"
     damaged: bool = False
+    suspicion: str = ""
 
 
 @dataclass

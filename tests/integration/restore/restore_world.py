@@ -85,7 +85,7 @@ class FakePoints(point_pb2_grpc.PointServiceServicer):
             layer_pb2.Layer(disk_id=disk, path=str(path), state="sealed", virtual_size_bytes=virtual_size(path))
             for disk, path in point.layers.items()
         ]
-        integrity = integrity_pb2.Integrity(state="corrupt" if point.damaged else "verified")
+        integrity = integrity_pb2.Integrity(state="corrupt" if point.damaged else "verified", suspicion=point.suspicion)
         return point_pb2.Point(backup_id=point.backup_id, layers=layers, integrity=integrity)
 
     async def LeasePoint(self, request: point_pb2.LeasePointRequest, context: Any) -> point_pb2.Lease:

@@ -150,6 +150,18 @@ async def test_what_cannot_be_exported_says_why(world: World, monkeypatch: pytes
         assert (await start(world, "empty", "raw", force=True)).state == "running"
     finally:
         point.damaged = False
+    point.suspicion = "3 blocks had changed unseen"
+    try:
+        assert await reason() == "POINT_SUSPECT"
+        with pytest.raises(RemoteError, match="3 blocks had changed unseen"):
+            await world.mount("empty")
+        with pytest.raises(RemoteError, match="3 blocks had changed unseen"):
+            await world.peer.call(world.disks.ServePoint, disk_pb2.ServePointRequest(backup_id=point.backup_id))
+        with pytest.raises(RemoteError) as caught:
+            await world.mount("empty", force=True)
+        assert caught.value.reason == "NO_FILE_SYSTEM"  # it was looked at
+    finally:
+        point.suspicion = ""
     point.status = "failed"
     try:
         assert await reason() == "BACKUP_NOT_COMPLETED"

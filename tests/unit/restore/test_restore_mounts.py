@@ -10,7 +10,7 @@ import pytest
 
 from sendense_db.engine import Database
 from sendense_restore.backend import Disk
-from sendense_restore.errors import DiskMissing, MountFailed, PointDamaged, ServiceStopping, UnmountFailed
+from sendense_restore.errors import DiskMissing, MountFailed, PointDamaged, PointSuspect, ServiceStopping, UnmountFailed
 from sendense_restore.leases import Leases
 from sendense_restore.mount import Lifetime, Mount
 from sendense_restore.mounts import Limits, Mounts
@@ -29,6 +29,7 @@ class FakePoints:
         self.leases: dict[str, int] = {}
         self.reachable = True
         self.damage = ""
+        self.suspicion = ""
 
     def _reach(self) -> None:
         if not self.reachable:
@@ -47,7 +48,7 @@ class FakePoints:
 
     async def get(self, backup_id: str) -> RestorePoint:
         disks = (Disk(0, Path("/layer-0"), 1), Disk(1, Path("/layer-1"), 1))
-        return RestorePoint(backup_id, disks, self.damage)
+        return RestorePoint(backup_id, disks, self.damage, self.suspicion)
 
 
 class FakeMounter:
@@ -300,6 +301,15 @@ async def test_a_damaged_point_is_refused_unless_forced(bench: Bench) -> None:
     bench.points.damage = "disk 0: data differs"
     with pytest.raises(PointDamaged, match="data differs"):
         await bench.mount("b", "")
+    assert (bench.points.leases, bench.mounts.all()) == ({}, [])
+    assert (await bench.mount("b", "", Wish(force=True))).state == "mounted"
+
+
+async def test_a_doubted_point_is_refused_unless_forced(bench: Bench) -> None:
+    bench.points.suspicion = "3 blocks had changed unseen"
+    with pytest.raises(PointSuspect, match="changed unseen") as caught:
+        await bench.mount("b", "")
+    assert "force" in caught.value.help
     assert (bench.points.leases, bench.mounts.all()) == ({}, [])
     assert (await bench.mount("b", "", Wish(force=True))).state == "mounted"
 

@@ -107,7 +107,7 @@ class StartDiskExportRequest(_message.Message):
     format: _builtins.str
     """`raw`, `qcow2` or `vmdk` (streamOptimized, as OVF takes it)."""
     force: _builtins.bool
-    """Export it although its last verification found damage."""
+    """Export it although its last verification found damage, or an audit doubts it."""
     request_id: _builtins.str
     """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
     INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.
@@ -331,7 +331,7 @@ class ServePointRequest(_message.Message):
     backup_id: _builtins.str
     """Identifier of a completed backup, or a unique prefix of one."""
     force: _builtins.bool
-    """Serve it although its last verification found damage."""
+    """Serve it although its last verification found damage, or an audit doubts it."""
     request_id: _builtins.str
     """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
     INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.

@@ -79,8 +79,8 @@ class DiskServiceServicer:
     def StartDiskExport(self, request, context):
         """StartDiskExport writes a disk of a restore point into one file and answers at once; GetDiskExport tells how it goes on.
         A `completed` one is downloaded at `GET /api/v1/restore/{export_id}/download`, with ranges, until it is deleted or a
-        day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_ROOM);
-        RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
+        day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+        POINT_SUSPECT, NO_ROOM); RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +109,8 @@ class DiskServiceServicer:
 
     def ServePoint(self, request, context):
         """ServePoint offers all disks of a restore point read-only over NBD, on a Unix socket of the server that only its
-        administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED).
+        administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+        POINT_SUSPECT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

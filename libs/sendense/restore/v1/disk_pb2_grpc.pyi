@@ -36,8 +36,8 @@ class DiskServiceStub:
     StartDiskExport: _grpc.UnaryUnaryMultiCallable[_disk_pb2.StartDiskExportRequest, _disk_pb2.DiskExport]
     """StartDiskExport writes a disk of a restore point into one file and answers at once; GetDiskExport tells how it goes on.
     A `completed` one is downloaded at `GET /api/v1/restore/{export_id}/download`, with ranges, until it is deleted or a
-    day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_ROOM);
-    RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
+    day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+    POINT_SUSPECT, NO_ROOM); RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
     """
     GetDiskExport: _grpc.UnaryUnaryMultiCallable[_disk_pb2.GetDiskExportRequest, _disk_pb2.DiskExport]
     """GetDiskExport returns one with its progress. NOT_FOUND (DISK_EXPORT_NOT_FOUND)."""
@@ -47,7 +47,8 @@ class DiskServiceStub:
     """DeleteDiskExport ends one that is being written, and removes its file. NOT_FOUND (DISK_EXPORT_NOT_FOUND)."""
     ServePoint: _grpc.UnaryUnaryMultiCallable[_disk_pb2.ServePointRequest, _disk_pb2.ServedPoint]
     """ServePoint offers all disks of a restore point read-only over NBD, on a Unix socket of the server that only its
-    administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED).
+    administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+    POINT_SUSPECT).
     """
     ListServedPoints: _grpc.UnaryUnaryMultiCallable[_disk_pb2.ListServedPointsRequest, _disk_pb2.ListServedPointsResponse]
     """ListServedPoints lists what is offered."""
@@ -62,8 +63,8 @@ class DiskServiceAsyncStub(DiskServiceStub):
     StartDiskExport: _aio.UnaryUnaryMultiCallable[_disk_pb2.StartDiskExportRequest, _disk_pb2.DiskExport]  # type: ignore[assignment]
     """StartDiskExport writes a disk of a restore point into one file and answers at once; GetDiskExport tells how it goes on.
     A `completed` one is downloaded at `GET /api/v1/restore/{export_id}/download`, with ranges, until it is deleted or a
-    day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_ROOM);
-    RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
+    day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+    POINT_SUSPECT, NO_ROOM); RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
     """
     GetDiskExport: _aio.UnaryUnaryMultiCallable[_disk_pb2.GetDiskExportRequest, _disk_pb2.DiskExport]  # type: ignore[assignment]
     """GetDiskExport returns one with its progress. NOT_FOUND (DISK_EXPORT_NOT_FOUND)."""
@@ -73,7 +74,8 @@ class DiskServiceAsyncStub(DiskServiceStub):
     """DeleteDiskExport ends one that is being written, and removes its file. NOT_FOUND (DISK_EXPORT_NOT_FOUND)."""
     ServePoint: _aio.UnaryUnaryMultiCallable[_disk_pb2.ServePointRequest, _disk_pb2.ServedPoint]  # type: ignore[assignment]
     """ServePoint offers all disks of a restore point read-only over NBD, on a Unix socket of the server that only its
-    administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED).
+    administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+    POINT_SUSPECT).
     """
     ListServedPoints: _aio.UnaryUnaryMultiCallable[_disk_pb2.ListServedPointsRequest, _disk_pb2.ListServedPointsResponse]  # type: ignore[assignment]
     """ListServedPoints lists what is offered."""
@@ -91,8 +93,8 @@ class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_disk_pb2.DiskExport, _abc.Awaitable[_disk_pb2.DiskExport]]:
         """StartDiskExport writes a disk of a restore point into one file and answers at once; GetDiskExport tells how it goes on.
         A `completed` one is downloaded at `GET /api/v1/restore/{export_id}/download`, with ranges, until it is deleted or a
-        day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_ROOM);
-        RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
+        day old. NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+        POINT_SUSPECT, NO_ROOM); RESOURCE_EXHAUSTED (TOO_MANY_DISK_EXPORTS).
         """
 
     @_abc_1.abstractmethod
@@ -126,7 +128,8 @@ class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_disk_pb2.ServedPoint, _abc.Awaitable[_disk_pb2.ServedPoint]]:
         """ServePoint offers all disks of a restore point read-only over NBD, on a Unix socket of the server that only its
-        administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED).
+        administrator can open. NOT_FOUND (BACKUP_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED,
+        POINT_SUSPECT).
         """
 
     @_abc_1.abstractmethod

@@ -180,7 +180,7 @@ class MountBackupRequest(_message.Message):
     backend: _builtins.str
     """`kernel` or `guestfs`; empty leaves the choice to the service."""
     force: _builtins.bool
-    """Mount it although its last verification found damage."""
+    """Mount it although its last verification found damage, or an audit doubts it."""
     wait_seconds: _builtins.int
     """Answer after so long at the latest, mounted or not; 0 means 10, at most 60."""
     @_builtins.property

@@ -81,8 +81,8 @@ class RestoreServiceServicer:
     def MountBackup(self, request, context):
         """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
         answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
-        NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
-        VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+        NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, POINT_SUSPECT,
+        NO_FILE_SYSTEM, VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,8 @@ class RestoreServiceStub:
     MountBackup: _grpc.UnaryUnaryMultiCallable[_restore_pb2.MountBackupRequest, _restore_pb2.Mount]
     """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
     answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
-    NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
-    VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+    NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, POINT_SUSPECT,
+    NO_FILE_SYSTEM, VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
     """
     ListMounts: _grpc.UnaryUnaryMultiCallable[_restore_pb2.ListMountsRequest, _restore_pb2.ListMountsResponse]
     """ListMounts lists what is mounted now."""
@@ -70,8 +70,8 @@ class RestoreServiceAsyncStub(RestoreServiceStub):
     MountBackup: _aio.UnaryUnaryMultiCallable[_restore_pb2.MountBackupRequest, _restore_pb2.Mount]  # type: ignore[assignment]
     """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
     answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
-    NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
-    VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+    NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, POINT_SUSPECT,
+    NO_FILE_SYSTEM, VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
     """
     ListMounts: _aio.UnaryUnaryMultiCallable[_restore_pb2.ListMountsRequest, _restore_pb2.ListMountsResponse]  # type: ignore[assignment]
     """ListMounts lists what is mounted now."""
@@ -105,8 +105,8 @@ class RestoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_restore_pb2.Mount, _abc.Awaitable[_restore_pb2.Mount]]:
         """MountBackup mounts a restore point with all its disks, or some of them. What takes longer than `wait_seconds` is
         answered as `mounting`; GetMount tells how it goes on. The same point mounted twice is opened once.
-        NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, NO_FILE_SYSTEM,
-        VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
+        NOT_FOUND (BACKUP_NOT_FOUND, DISK_NOT_FOUND); FAILED_PRECONDITION (BACKUP_NOT_COMPLETED, POINT_DAMAGED, POINT_SUSPECT,
+        NO_FILE_SYSTEM, VOLUME_LOCKED, MOUNT_FAILED, BACKEND_NOT_ALLOWED); RESOURCE_EXHAUSTED (TOO_MANY_MOUNTS).
         """
 
     @_abc_1.abstractmethod
