@@ -29,6 +29,8 @@ OK = "ok"
 """The result of what was done; what was refused has its reason instead."""
 _BATCH = 500
 _RETRY_SECONDS = 2.0
+_GATHER_SECONDS = 0.2
+"""How long events gather after some were sent: a storm of refusals becomes few entries' transactions, not thousands."""
 _LAST_TRY_SECONDS = 2.0
 
 
@@ -123,6 +125,8 @@ class AuditSpool:
             except (SendenseError, OSError) as error:
                 log.warning("audit events wait", count=len(self._waiting), why=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                await asyncio.sleep(_GATHER_SECONDS)
 
     async def _send_all(self) -> None:
         while self._waiting:
