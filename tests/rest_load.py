@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-FINAL = ("completed", "failed", "cancelled")
+LONGEST = 120.0
+"""Seconds after which a request counts as an error."""
 
 
 @dataclass
@@ -47,7 +48,7 @@ async def load(home: Path, backup_ids: Sequence[str], clients: int, duration: fl
 
     async def one(number: int) -> None:
         async with httpx.AsyncClient(
-            base_url=f"{endpoint}/api/v1", verify=context, headers=headers, timeout=120, trust_env=False
+            base_url=f"{endpoint}/api/v1", verify=context, headers=headers, timeout=LONGEST, trust_env=False
         ) as http:
             turn = number
             while time.monotonic() < until:
@@ -62,7 +63,7 @@ async def load(home: Path, backup_ids: Sequence[str], clients: int, duration: fl
                         answer = await http.get(f"/backup/{backup_id}")
                     else:
                         answer = await _first_event(http, backup_id)
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, TimeoutError) as error:
                     came.errors.append(f"{kind}: {type(error).__name__} {error}")
                     continue
                 came.seconds[kind].append(time.monotonic() - began)
@@ -80,7 +81,8 @@ async def load(home: Path, backup_ids: Sequence[str], clients: int, duration: fl
 
 async def _first_event(http: httpx.AsyncClient, backup_id: str) -> httpx.Response:
     """Watches until the first event has come, then leaves: what a page does that is closed soon."""
-    async with http.stream("GET", f"/backup/{backup_id}/watch") as answer:
+    # Heartbeats keep a stream alive that tells nothing: the time-out of a read would not end it.
+    async with asyncio.timeout(LONGEST), http.stream("GET", f"/backup/{backup_id}/watch") as answer:
         if answer.status_code == httpx.codes.OK:
             async for line in answer.aiter_lines():
                 if line.startswith("data:"):

@@ -96,7 +96,8 @@ class RunningNode:
             raise
         finally:
             if self._reader is not None:
-                self._reader.join()
+                # Bounded: a process that outlived the node would hold the pipe open.
+                self._reader.join(STOP_SECONDS)
         return status
 
     def run(self, *command: str) -> str:

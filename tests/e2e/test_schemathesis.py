@@ -55,7 +55,8 @@ def fuzz(node: RunningNode, folder: Path, seed: int) -> subprocess.CompletedProc
         *("--request-timeout", "130"),
         *(part for name in DISRUPTIVE for part in ("--exclude-operation-id", name)),
     ]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # A watch sends heartbeats, so no time-out of a read would ever end one of a backup that does not end.
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS + 500)
 
 
 def test_the_gateway_answers_as_its_description_says(tmp_path: Path) -> None:

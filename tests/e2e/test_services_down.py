@@ -76,8 +76,15 @@ class Apart:
     def stop_all(self) -> None:
         for process in self._running.values():
             process.terminate()
-        for process in self._running.values():
-            process.wait(60)
+        stuck = []
+        for name, process in self._running.items():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                stuck.append(name)
+                process.kill()
+                process.wait()
+        assert not stuck, f"{stuck} did not end at SIGTERM"
 
 
 @pytest.fixture(scope="module")
