@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import MetaData, event, make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InvalidatePoolError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -34,6 +42,11 @@ BUSY_TIMEOUT_MS = 30_000
 
 RECONNECT_SECONDS = 0.3
 """Pause between two tries to reach a server that is away."""
+
+IDLE_SECONDS = 1.0
+"""A connection that lay unused for longer is asked whether it lives before it is used; asking is three round trips."""
+
+_USED_AT = "sendense_used_at"
 
 outlast: ContextVar[float] = ContextVar("sendense_outlast", default=0.0)
 """Seconds for which work waits for a server that is away. Callers of an API wait for nothing, workflows for long."""
@@ -57,9 +70,15 @@ class Database:
         database = make_url(url).database
         if self._sqlite and database:
             Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.engine: AsyncEngine = create_async_engine(url, pool_pre_ping=not self._sqlite)
+        self.engine: AsyncEngine = create_async_engine(url)
+        self._reading = self.engine
         if self._sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
+        else:
+            # The same connections; what they begin is told to the server with BEGIN.
+            self._reading = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            event.listen(self.engine.sync_engine, "checkin", _note_use)
+            event.listen(self.engine.sync_engine, "checkout", self._refuse_dead)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
@@ -67,7 +86,7 @@ class Database:
         async with AsyncExitStack() as stack:
             if self._sqlite:
                 await stack.enter_async_context(self._line)
-            connection = await self._connected(stack)
+            connection = await self._connected(stack, self.engine)
             if self._sqlite:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
@@ -81,7 +100,7 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A unit of work that only reads, on one consistent view."""
         async with AsyncExitStack() as stack:
-            connection = await self._connected(stack)
+            connection = await self._connected(stack, self._reading)
             if self._sqlite:
                 await connection.exec_driver_sql("BEGIN")
             try:
@@ -89,12 +108,12 @@ class Database:
             finally:
                 await connection.rollback()
 
-    async def _connected(self, stack: AsyncExitStack) -> AsyncConnection:
+    async def _connected(self, stack: AsyncExitStack, engine: AsyncEngine) -> AsyncConnection:
         """Returns a connection; within `outlast` a server that is away is waited for."""
         deadline = time.monotonic() + outlast.get()
         while True:
             try:
-                connection = await self.engine.connect()
+                connection = await engine.connect()
             except Exception as error:
                 if not self.is_outage(error) or time.monotonic() > deadline:
                     raise
@@ -102,6 +121,17 @@ class Database:
             else:
                 stack.push_async_callback(connection.close)
                 return connection
+
+    def _refuse_dead(self, connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        """Lets the pool replace a connection, and all that are as old, whose server went away while it lay unused."""
+        used_at = record.info.get(_USED_AT)
+        if used_at is None or time.monotonic() - used_at < IDLE_SECONDS:
+            return
+        dialect = self.engine.dialect
+        try:
+            dialect.do_ping(connection)
+        except dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
 
     def is_outage(self, error: BaseException) -> bool:
         """Tells whether a unit of work failed because the server went away: it may or may not have been committed."""
@@ -122,6 +152,10 @@ class Database:
     async def close(self) -> None:
         """Closes all connections."""
         await self.engine.dispose()
+
+
+def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_USED_AT] = time.monotonic()
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

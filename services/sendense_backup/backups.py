@@ -77,7 +77,7 @@ class Backups:
             limits.require_repository(known.repository, known.repository_id)
             return known
         found = await self._find(order)
-        repository = await self._repository.repository(order.repository or self._runtime.settings.default_repository)
+        repository = await self._runtime.default_or(order.repository)
         limits.require_repository(repository.name, repository.repository_id)
         if not repository.enabled:
             raise RepositoryDisabled(repository.name)

@@ -119,7 +119,9 @@ class Jobs:
             quiesce=job.quiesce,
             request_id=request_id,
             priority=job.priority,
+            datastores=job.datastores,
             retry_of=job.backup_id,
+            exclude_disks=job.exclude_disks,
         )
 
     async def verify(self, backup_id: str, bytes_per_second: int, request_id: str) -> Operation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from sendense.backup.v1 import backup_pb2_grpc, import_pb2_grpc, job_pb2_grpc, policy_pb2_grpc
 from sendense_backup.backups import Backups
@@ -29,7 +30,8 @@ from sendense_backup.workflows.doorkeeper import Doorkeeper
 from sendense_backup.workflows.engine import Engine
 from sendense_backup.workflows.runtime import Observer, Runtime
 from sendense_db.requests import RequestLedger
-from sendense_rpc.channel import Peer, service_peer
+from sendense_rpc.channel import Peer, service_peer, unix_peer
+from sendense_rpc.relay import TO as RELAY_TO
 from sendense_rpc.server import Service, Servicer, run
 
 NAME = "backup"
@@ -43,7 +45,6 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
         settings: The service's settings.
         observer: Sees the steps pass; for tests.
     """
-    identity = settings.identity_file(NAME)
     async with AsyncExitStack() as stack:
 
         def peer(service: str) -> Peer:
@@ -51,9 +52,14 @@ async def build(settings: BackupSettings, observer: Observer | None = None) -> A
             stack.push_async_callback(opened.close)
             return opened
 
+        def reach(agent_id: str, socket: Path) -> Peer:
+            if "tunnel" in settings.peers:
+                return service_peer(settings, "tunnel", NAME, ((RELAY_TO, agent_id),))
+            return unix_peer(socket, settings.identity_file(NAME))
+
         catalogue = Catalogue(settings.catalogue_url)
         stack.push_async_callback(catalogue.close)
-        agents = Agents(peer("tunnel"), identity, await catalogue.installation_id())
+        agents = Agents(peer("tunnel"), reach, await catalogue.installation_id())
         stack.push_async_callback(agents.close)
         repository_peer = peer("repository")
         runtime = Runtime(

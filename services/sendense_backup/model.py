@@ -359,6 +359,7 @@ class Job:
     policy_run_id: str = ""
     retry_of: str = ""
     exclude_disks: tuple[str, ...] = ()
+    datastores: tuple[str, ...] = ()
     consistency: str = ""
     consistency_note: str = ""
     alert: str = ""

@@ -121,8 +121,7 @@ class Policies:
         self, policy: Policy, page: list[KnownVm], run_at: datetime, warnings: list[str]
     ) -> list[PlannedVm]:
         rules = policy.rules
-        name = rules.repository or self._runtime.settings.default_repository
-        repository = await self._runtime.repository.repository(name)
+        repository = await self._runtime.default_or(rules.repository)
         if not repository.enabled:
             warnings.append(f"repository '{repository.name}' is disabled")
         past = await self.catalogue.history.of([each.vm.ref for each in page], repository.repository_id)

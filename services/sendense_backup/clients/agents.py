@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from sendense.tunnel.v1 import tunnel_pb2, tunnel_pb2_grpc
 from sendense_backup.clients.streams import exchange
 from sendense_backup.errors import NoAgent
 from sendense_backup.model import Disk, Holder, KnownVm, RevertLook, Snapshot, SnapshotFacts, Vm, VmRef, VmSnapshot
-from sendense_rpc.channel import Peer, unix_peer
+from sendense_rpc.channel import Peer
 from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
@@ -217,14 +217,14 @@ class Agents:
 
     Args:
         tunnel: The tunnel's gRPC.
-        identity_file: This service's workload token.
+        reach: Returns an agent as a peer, from its id and its socket on the tunnel's machine.
         installation_id: This installation.
     """
 
-    def __init__(self, tunnel: Peer, identity_file: Path, installation_id: str) -> None:
+    def __init__(self, tunnel: Peer, reach: Callable[[str, Path], Peer], installation_id: str) -> None:
         self._tunnel = tunnel
         self._stub = tunnel_pb2_grpc.TunnelServiceStub(tunnel.channel)
-        self._identity_file = identity_file
+        self._reach = reach
         self._installation_id = installation_id
         self._peers: dict[str, Peer] = {}
 
@@ -279,7 +279,7 @@ class Agents:
 
     def _client(self, agent_id: str, socket: str) -> AgentClient:
         if socket not in self._peers:
-            self._peers[socket] = unix_peer(Path(socket), self._identity_file)
+            self._peers[socket] = self._reach(agent_id, Path(socket))
         return AgentClient(agent_id, self._peers[socket], self._installation_id)
 
 

@@ -8,10 +8,10 @@ from sqlalchemy import ColumnElement, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import AmbiguousBackupId, JobNotFound
-from sendense_backup.model import ACTIVE, BACKUP, Job, Operation
+from sendense_backup.model import BACKUP, Job, Operation
 from sendense_backup.store.paging import begins_with, older_than, token_of
 from sendense_backup.store.rows import SELECT_JOBS, to_job, to_operation
-from sendense_backup.store.tables import jobs, operations
+from sendense_backup.store.tables import is_active, jobs, operations
 from sendense_db.engine import Database
 
 _CANDIDATES = 10
@@ -98,7 +98,7 @@ class AllJobs:
             return [
                 str(each)
                 for table in (jobs, operations)
-                for each in await connection.scalars(select(table.c.id).where(table.c.status.in_(ACTIVE)))
+                for each in await connection.scalars(select(table.c.id).where(is_active(table)))
             ]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, false, or_, select
 
 from sendense_backup.model import COMPLETED, VmContext, VmRef
 from sendense_backup.store.rows import to_context
 from sendense_backup.store.tables import contexts, jobs
 from sendense_db.engine import Database
+
+_SLICE = 500
+"""VMs are asked for in slices: databases bound the values of a statement."""
 
 
 class Contexts:
@@ -34,25 +37,36 @@ class Contexts:
 
     async def latest_backups(self, refs: Iterable[VmRef]) -> dict[VmRef, tuple[str, datetime]]:
         """Returns for each of these VMs that has one its newest completed backup, and when that was made."""
-        wanted = [and_(contexts.c.vcenter_uuid == ref.vcenter_uuid, contexts.c.vm_uuid == ref.vm_uuid) for ref in refs]
+        wanted = list(refs)
         latest: dict[VmRef, tuple[str, datetime]] = {}
-        # SQLite bounds the depth of an expression: ask in slices.
-        for start in range(0, len(wanted), 200):
-            newest = (
-                select(
-                    jobs.c.id,
-                    jobs.c.completed_at,
-                    contexts.c.vcenter_uuid,
-                    contexts.c.vm_uuid,
-                    func.row_number()
-                    .over(partition_by=jobs.c.vm_context_id, order_by=jobs.c.created_at.desc())
-                    .label("place"),
-                )
-                .join(contexts, contexts.c.context_id == jobs.c.vm_context_id)
-                .where(jobs.c.status == COMPLETED, jobs.c.deleted_at.is_(None), or_(*wanted[start : start + 200]))
-                .subquery()
+        newest = (
+            select(jobs.c.id)
+            .where(
+                jobs.c.vm_context_id == contexts.c.context_id,
+                jobs.c.status == COMPLETED,
+                jobs.c.deleted_at.is_(None),
             )
+            .order_by(jobs.c.created_at.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        # The newest of each by the index, not all of them ranked: a VM may have thousands.
+        ids = select(contexts.c.vcenter_uuid, contexts.c.vm_uuid, newest.label("newest"))
+        for start in range(0, len(wanted), _SLICE):
+            found = ids.where(are(wanted[start : start + _SLICE])).subquery()
+            query = select(found, jobs.c.completed_at).join(jobs, jobs.c.id == found.c.newest)
             async with self._database.read() as connection:
-                for row in await connection.execute(select(newest).where(newest.c.place == 1)):
-                    latest[VmRef(row.vcenter_uuid, row.vm_uuid)] = (row.id, row.completed_at)
+                for row in await connection.execute(query):
+                    latest[VmRef(row.vcenter_uuid, row.vm_uuid)] = (row.newest, row.completed_at)
         return latest
+
+
+def are(refs: Sequence[VmRef]) -> ColumnElement[bool]:
+    """Returns the condition that a context is of one of these VMs."""
+    by_vcenter: dict[str, list[str]] = {}
+    for ref in refs:
+        by_vcenter.setdefault(ref.vcenter_uuid, []).append(ref.vm_uuid)
+    return or_(
+        false(),
+        *(and_(contexts.c.vcenter_uuid == each, contexts.c.vm_uuid.in_(uuids)) for each, uuids in by_vcenter.items()),
+    )

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
 
-from sqlalchemy import and_, exists, func, literal, or_, select, union_all
+from sqlalchemy import and_, exists, func, literal, select, union_all
 
-from sendense_backup.model import ACTIVE, COMPLETED, CONSOLIDATED, FULL, INCREMENTAL, VmRef
-from sendense_backup.store.tables import contexts, disks, jobs, operations
+from sendense_backup.model import COMPLETED, CONSOLIDATED, FULL, INCREMENTAL, VmRef
+from sendense_backup.store.contexts import are
+from sendense_backup.store.tables import contexts, disks, is_active, jobs, operations
 from sendense_db.columns import UtcDateTime
 from sendense_db.engine import Database
 
-_SLICE = 200
-"""SQLite bounds the depth of an expression: VMs are asked for in slices."""
+_SLICE = 500
+"""VMs are asked for in slices: databases bound the values of a statement."""
 
 _REMEMBERED = 15
 """How many of a VM's backups an estimate looks at."""
@@ -80,14 +81,11 @@ class History:
         return found
 
     async def _of(self, refs: Sequence[VmRef], repository_id: str) -> dict[VmRef, VmHistory]:
-        mine = or_(
-            *(and_(contexts.c.vcenter_uuid == ref.vcenter_uuid, contexts.c.vm_uuid == ref.vm_uuid) for ref in refs)
-        )
         async with self._database.read() as connection:
             known = {
                 row.context_id: VmRef(row.vcenter_uuid, row.vm_uuid)
                 for row in await connection.execute(
-                    select(contexts.c.context_id, contexts.c.vcenter_uuid, contexts.c.vm_uuid).where(mine)
+                    select(contexts.c.context_id, contexts.c.vcenter_uuid, contexts.c.vm_uuid).where(are(refs))
                 )
             }
             ids = list(known)
@@ -130,9 +128,9 @@ class History:
             )
             fulls = {row.context_id: (row.made, row.read) for row in await connection.execute(full_query)}
             running = union_all(
-                select(jobs.c.vm_context_id, jobs.c.id).where(jobs.c.vm_context_id.in_(ids), jobs.c.status.in_(ACTIVE)),
+                select(jobs.c.vm_context_id, jobs.c.id).where(jobs.c.vm_context_id.in_(ids), is_active(jobs)),
                 select(operations.c.vm_context_id, operations.c.id).where(
-                    operations.c.vm_context_id.in_(ids), operations.c.status.in_(ACTIVE)
+                    operations.c.vm_context_id.in_(ids), is_active(operations)
                 ),
             )
             active = {row.vm_context_id: row.id for row in await connection.execute(running)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,16 +10,28 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import AmbiguousBackupId, BackupNotFound
-from sendense_backup.model import ACTIVE, CONSOLIDATED, FULL, Job, JobDisk, Point
+from sendense_backup.model import ACTIVE, CONSOLIDATED, FULL, Job, JobDisk, Point, VmRef
 from sendense_backup.store.limited import admitted
 from sendense_backup.store.paging import begins_with, older_than, token_of
 from sendense_backup.store.rows import SELECT_JOBS, to_disk, to_job
-from sendense_backup.store.tables import disks, jobs
+from sendense_backup.store.tables import contexts, disks, is_active, jobs
 from sendense_db.columns import utc_now
 from sendense_db.engine import Database
 
 _CANDIDATES = 10
 """How many ids an ambiguous prefix lists."""
+
+
+_SLICE = 500
+"""Databases bound the values of a statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A backup that a policy's run started for a VM."""
+
+    backup_id: str
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +96,23 @@ class Jobs:
 
     async def active(self) -> list[Job]:
         """Returns the jobs that have not ended, oldest first."""
-        query = SELECT_JOBS.where(jobs.c.status.in_(ACTIVE)).order_by(jobs.c.created_at)
+        query = SELECT_JOBS.where(is_active(jobs)).order_by(jobs.c.created_at)
         async with self._database.read() as connection:
             return [to_job(row) for row in await connection.execute(query)]
 
-    async def of_run(self, policy_run_id: str) -> list[Job]:
-        """Returns the jobs that a policy's run started, oldest first, without their disks."""
-        query = SELECT_JOBS.where(jobs.c.policy_run_id == policy_run_id).order_by(jobs.c.created_at, jobs.c.id)
+    async def tries_of(self, policy_run_ids: Sequence[str]) -> dict[str, dict[VmRef, list[Try]]]:
+        """Returns what these runs started: by run and VM the tries, oldest first. Of each only what a look needs."""
+        found: dict[str, dict[VmRef, list[Try]]] = {}
+        columns = (jobs.c.policy_run_id, jobs.c.id, jobs.c.status, contexts.c.vcenter_uuid, contexts.c.vm_uuid)
+        tries = select(*columns).join(contexts, contexts.c.context_id == jobs.c.vm_context_id)
+        tries = tries.order_by(jobs.c.created_at, jobs.c.id)
         async with self._database.read() as connection:
-            return [to_job(row) for row in await connection.execute(query)]
+            for start in range(0, len(policy_run_ids), _SLICE):
+                mine = jobs.c.policy_run_id.in_(policy_run_ids[start : start + _SLICE])
+                for run, backup_id, status, vcenter, vm in await connection.execute(tries.where(mine)):
+                    its = found.setdefault(run, {}).setdefault(VmRef(vcenter, vm), [])
+                    its.append(Try(backup_id, status))
+        return found
 
     async def ended(self, backup_id: str) -> bool:
         """Tells whether this is a job of ours that has ended, deleted or not."""

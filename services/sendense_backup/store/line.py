@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, Row, Table, and_, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from sendense_backup.model import ACTIVE, BACKUP, PENDING, SWEEP
+from sendense_backup.model import BACKUP, PENDING, SWEEP
 from sendense_backup.store.policy_tables import policies
-from sendense_backup.store.tables import installation, jobs, operations
+from sendense_backup.store.tables import has_status, installation, is_active, jobs, operations
 from sendense_db.engine import Database
 
 _LOOKED_AT = 1000
@@ -25,6 +25,11 @@ _LOOKED_AT = 1000
 
 _UNLIMITED = frozenset({SWEEP})
 """Kinds that take no place: they give places back."""
+
+_OF_BOTH = ("id", "repository_id", "policy_id", "priority", "created_at", "cancel_requested")
+_OF_BACKUP = tuple(jobs.c[name] for name in (*_OF_BOTH, "agent_id", "datastores_json"))
+_OF_OPERATION = tuple(operations.c[name] for name in (*_OF_BOTH, "kind"))
+"""All that counts in line: a look at a thousand jobs does not read the rest of their rows."""
 
 OpensAt = Callable[[str, datetime], datetime]
 """From a policy's rules and a moment: the moment itself when the policy's window is open, else when it opens."""
@@ -64,10 +69,9 @@ class Line:
 
         A process that dies before it starts them leaves them `pending` and admitted: the caretaker starts those.
         """
+        if not await self._somebody_waits():
+            return []
         async with self._database.begin() as connection:
-            waiting = await _waiting(connection, moment)
-            if not waiting:
-                return []
             # One at a time over all replicas: without the lock two would let in the same last place.
             await connection.execute(select(installation.c.id).with_for_update())
             waiting = await _waiting(connection, moment)
@@ -84,6 +88,12 @@ class Line:
                 if ids:
                     await connection.execute(update(table).where(table.c.id.in_(ids)).values(admitted_at=moment))
         return admitted
+
+    async def _somebody_waits(self) -> bool:
+        """Tells whether there is a line at all; most looks find none, and need neither the lock nor the jobs."""
+        async with self._database.read() as connection:
+            anybody = select(or_(*(exists().where(_in_line(table)) for table in (jobs, operations))))
+            return bool(await connection.scalar(anybody))
 
 
 def _fits(each: Waiting, taken: Counter[str], limits: Limits) -> bool:
@@ -102,14 +112,17 @@ def _fits(each: Waiting, taken: Counter[str], limits: Limits) -> bool:
     return True
 
 
+def _in_line(table: Table) -> ColumnElement[bool]:
+    return and_(has_status(table, PENDING), table.c.admitted_at.is_(None))
+
+
 async def _waiting(connection: AsyncConnection, moment: datetime) -> list[Waiting]:
     found: list[Waiting] = []
-    for table, read in ((jobs, _backup), (operations, _operation)):
+    for table, columns, read in ((jobs, _OF_BACKUP, _backup), (operations, _OF_OPERATION, _operation)):
         query = (
-            select(table)
+            select(*columns)
             .where(
-                table.c.status == PENDING,
-                table.c.admitted_at.is_(None),
+                _in_line(table),
                 table.c.not_before.is_(None) | (table.c.not_before <= moment) | table.c.cancel_requested,
             )
             .order_by(table.c.priority.desc(), table.c.created_at, table.c.id)
@@ -121,8 +134,8 @@ async def _waiting(connection: AsyncConnection, moment: datetime) -> list[Waitin
 
 async def _running(connection: AsyncConnection) -> list[Waiting]:
     found: list[Waiting] = []
-    for table, read in ((jobs, _backup), (operations, _operation)):
-        query = select(table).where(table.c.status.in_(ACTIVE), table.c.admitted_at.is_not(None))
+    for table, columns, read in ((jobs, _OF_BACKUP, _backup), (operations, _OF_OPERATION, _operation)):
+        query = select(*columns).where(is_active(table), table.c.admitted_at.is_not(None))
         found.extend(read(row) for row in await connection.execute(query))
     return found
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from sendense_backup.model import ACTIVE, BACKUP, COMPLETED, PENDING, RUNNING, VERIFY
-from sendense_backup.store.tables import contexts, jobs, operations
+from sendense_backup.store.tables import contexts, has_status, jobs, operations
 from sendense_db.engine import Database
 
 
@@ -32,9 +32,9 @@ class Measures:
         async with self._database.read() as connection:
             waiting = 0
             for table in (jobs, operations):
-                in_line = select(func.count()).where(table.c.status == PENDING, table.c.admitted_at.is_(None))
+                in_line = select(func.count()).where(has_status(table, PENDING), table.c.admitted_at.is_(None))
                 waiting += int(await connection.scalar(in_line) or 0)
-            running = select(func.coalesce(func.sum(jobs.c.rate_bytes_per_second), 0)).where(jobs.c.status == RUNNING)
+            running = select(func.coalesce(func.sum(jobs.c.rate_bytes_per_second), 0)).where(has_status(jobs, RUNNING))
             rate = await connection.scalar(running)
             moved = await connection.scalar(select(func.coalesce(func.sum(jobs.c.bytes_transferred), 0)))
         return Totals(waiting, int(rate or 0), int(moved or 0))

@@ -9,8 +9,7 @@ from sqlalchemy import select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.errors import BackupRunning
-from sendense_backup.model import ACTIVE
-from sendense_backup.store.tables import contexts, jobs, operations
+from sendense_backup.store.tables import contexts, is_active, jobs, operations
 
 
 async def refuse_second_job(connection: AsyncConnection, vm_context_id: str, vm_name: str) -> None:
@@ -24,8 +23,8 @@ async def refuse_second_job(connection: AsyncConnection, vm_context_id: str, vm_
     )
     running = await connection.scalar(
         union_all(
-            select(jobs.c.id).where(jobs.c.vm_context_id == vm_context_id, jobs.c.status.in_(ACTIVE)),
-            select(operations.c.id).where(operations.c.vm_context_id == vm_context_id, operations.c.status.in_(ACTIVE)),
+            select(jobs.c.id).where(jobs.c.vm_context_id == vm_context_id, is_active(jobs)),
+            select(operations.c.id).where(operations.c.vm_context_id == vm_context_id, is_active(operations)),
         ).limit(1)
     )
     if running is not None:

@@ -6,6 +6,7 @@ Each write of a workflow names the attempt: one of an older attempt raises `Supe
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ from sendense_backup.errors import JobNotFound, Superseded
 from sendense_backup.model import ACTIVE, COMPLETED, FINAL, PENDING, RUNNING, Operation
 from sendense_backup.store.one_job import refuse_second_job
 from sendense_backup.store.rows import to_operation
-from sendense_backup.store.tables import log, operations
+from sendense_backup.store.tables import is_active, log, operations
 from sendense_db.columns import utc_now
 from sendense_db.engine import Database
 from sendense_naming.identifiers import job_id
@@ -91,9 +92,17 @@ class Operations:
             raise JobNotFound(operation_id)
         return to_operation(row)
 
+    async def of_policies(self, policy_ids: Collection[str], since: datetime) -> dict[str, bool]:
+        """Returns what policies' runs started since a moment: by the request's id, whether it has ended."""
+        query = select(operations.c.request_id, operations.c.status).where(
+            operations.c.policy_id.in_(policy_ids), operations.c.created_at >= since
+        )
+        async with self._database.read() as connection:
+            return {row.request_id: row.status in FINAL for row in await connection.execute(query) if row.request_id}
+
     async def active(self) -> list[Operation]:
         """Returns the operations that have not ended, oldest first."""
-        query = select(operations).where(operations.c.status.in_(ACTIVE)).order_by(operations.c.created_at)
+        query = select(operations).where(is_active(operations)).order_by(operations.c.created_at)
         async with self._database.read() as connection:
             return [to_operation(row) for row in await connection.execute(query)]
 

@@ -7,9 +7,10 @@ import binascii
 import json
 from datetime import UTC, datetime
 
-from sqlalchemy import Column, ColumnElement, Table, and_, or_
+from sqlalchemy import Column, ColumnElement, Table, and_, literal, tuple_
 
 from sendense_backup.errors import BadPageToken
+from sendense_db.columns import UtcDateTime
 
 
 def token_of(created_at: datetime, identifier: str) -> str:
@@ -28,7 +29,9 @@ def older_than(table: Table, token: str) -> ColumnElement[bool]:
         created_at = datetime.fromisoformat(moment).astimezone(UTC)
     except (ValueError, TypeError, binascii.Error) as error:
         raise BadPageToken from error
-    return or_(table.c.created_at < created_at, and_(table.c.created_at == created_at, table.c.id < str(identifier)))
+    # Compared as a pair: an index finds its place, where it would read all newer entries for `a < x OR (a = x AND …)`.
+    after = tuple_(literal(created_at, UtcDateTime), literal(str(identifier)))
+    return tuple_(table.c.created_at, table.c.id) < after
 
 
 def begins_with(column: Column[str], prefix: str, dialect: str) -> ColumnElement[bool]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sendense_backup.errors import BadPageToken, PolicyExists, PolicyNotFound
@@ -127,11 +127,6 @@ class Policies:
             raise PolicyNotFound(wanted)
         return _policy(row)
 
-    async def ended(self, policy_id: str) -> Policy:
-        """Returns a policy, deleted or not: its runs go on."""
-        async with self._database.read() as connection:
-            return _policy((await connection.execute(select(policies).where(policies.c.id == policy_id))).one())
-
     async def page(self, size: int, token: str) -> tuple[list[Policy], str]:
         """Returns a page of policies by name, and the token of the next page."""
         if len(token) > 63:
@@ -147,32 +142,36 @@ class Policies:
         Runs that were missed while nothing ran are caught up by one. A clock that was set back makes the next run early
         rather than late: a policy must not wait a day because a clock was wrong.
         """
-        made: list[PolicyRun] = []
-        async with self._database.begin() as connection:
-            due = (
-                select(policies)
-                .where(
-                    policies.c.enabled,
-                    policies.c.deleted_at.is_(None),
-                    (policies.c.next_run_at <= moment) | (policies.c.looked_at > moment + CLOCK_SLACK),
-                )
-                .order_by(policies.c.next_run_at)
-                .limit(DUE_AT_ONCE)
-                .with_for_update(skip_locked=True)
+        due = (
+            select(policies.c.id, policies.c.cron, policies.c.time_zone, policies.c.next_run_at.label("due_at"))
+            .where(
+                policies.c.enabled,
+                policies.c.deleted_at.is_(None),
+                (policies.c.next_run_at <= moment) | (policies.c.looked_at > moment + CLOCK_SLACK),
             )
-            for row in (await connection.execute(due)).all():
+            .order_by(policies.c.next_run_at)
+            .limit(DUE_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        made: list[dict[str, Any]] = []
+        looked: list[dict[str, Any]] = []
+        async with self._database.begin() as connection:
+            for row in await connection.execute(due):
                 following = next_run(row.cron, row.time_zone, moment)
-                if row.next_run_at is not None and row.next_run_at <= moment:
-                    late = runs_between(row.cron, row.time_zone, row.next_run_at, moment)
-                    values = _new_run(row.id, late[-1] if late else row.next_run_at, SCHEDULE, len(late), moment)
-                    inserted = await connection.execute(insert(runs).values(**values).returning(runs))
-                    made.append(_run(inserted.one()))
+                if row.due_at is not None and row.due_at <= moment:
+                    late = runs_between(row.cron, row.time_zone, row.due_at, moment)
+                    made.append(_new_run(row.id, late[-1] if late else row.due_at, SCHEDULE, len(late), moment))
                 else:
-                    following = min(following, row.next_run_at or following)
-                await connection.execute(
-                    update(policies).where(policies.c.id == row.id).values(next_run_at=following, looked_at=moment)
-                )
-        return made
+                    following = min(following, row.due_at or following)
+                looked.append({"policy": row.id, "following": following})
+            if looked:
+                # All at once: at midnight hundreds are due together.
+                mine = policies.c.id == bindparam("policy")
+                next_look = update(policies).where(mine).values(next_run_at=bindparam("following"), looked_at=moment)
+                await connection.execute(next_look, looked)
+            if not made:
+                return []
+            return [_run(row) for row in await connection.execute(insert(runs).returning(runs), made)]
 
     async def note_look(self, moment: datetime) -> None:
         """Writes down the clock, so that one that was set back shows; seldom, since it writes every policy."""
@@ -192,16 +191,14 @@ class Policies:
             )
             return _run(inserted.one())
 
-    async def unfinished_runs(self) -> list[PolicyRun]:
-        """Returns the runs that have not ended, oldest first."""
-        query = select(runs).where(runs.c.status.in_((PENDING, RUNNING))).order_by(runs.c.created_at)
+    async def unfinished_runs(self) -> list[tuple[PolicyRun, Policy]]:
+        """Returns the runs that have not ended, oldest first, each with its policy, which may have been deleted."""
+        unfinished = runs.c.status.in_([literal_column(repr(each)) for each in (PENDING, RUNNING)])
+        theirs = select(policies).where(policies.c.id.in_(select(runs.c.policy_id).where(unfinished)))
+        query = select(runs).where(unfinished).order_by(runs.c.created_at, runs.c.id)
         async with self._database.read() as connection:
-            return [_run(row) for row in await connection.execute(query)]
-
-    async def run(self, run_id: str) -> PolicyRun:
-        """Returns a run."""
-        async with self._database.read() as connection:
-            return _run((await connection.execute(select(runs).where(runs.c.id == run_id))).one())
+            by_id = {row.id: _policy(row) for row in await connection.execute(theirs)}
+            return [(_run(row), by_id[row.policy_id]) for row in await connection.execute(query)]
 
     async def write_run(self, run_id: str, **values: Any) -> None:
         """Writes columns of a run that has not ended."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, Select, select
 
 from sendense_backup.model import Job, JobDisk, Operation, VmContext, VmRef
-from sendense_backup.store.tables import contexts, disks, jobs
+from sendense_backup.store.tables import contexts, jobs
 
-SELECT_JOBS = select(jobs, contexts.c.vm_uuid, contexts.c.vcenter_uuid).join(
-    contexts, contexts.c.context_id == jobs.c.vm_context_id
-)
+_UNREAD = frozenset({"hardware_json", "snapshot_at", "request_id", "compression_enabled", "deleted_at"})
+"""Columns that no `Job` shows: of a hundred jobs in a list, the hardware alone would be a megabyte."""
+
+SELECT_JOBS: Select[Any] = select(
+    *(column for column in jobs.c if column.name not in _UNREAD), contexts.c.vm_uuid, contexts.c.vcenter_uuid
+).join(contexts, contexts.c.context_id == jobs.c.vm_context_id)
 """A job with its VM's identity."""
 
 
@@ -23,7 +26,8 @@ def to_context(row: Row[Any]) -> VmContext:
 
 def to_disk(row: Row[Any]) -> JobDisk:
     """Returns a disk of a job."""
-    values = {column.name: getattr(row, column.name) for column in disks.columns if column.name != "backup_id"}
+    values = row._asdict()
+    del values["backup_id"]
     return JobDisk(**values)
 
 
@@ -62,7 +66,8 @@ def to_job(row: Row[Any], job_disks: tuple[JobDisk, ...] = ()) -> Job:
         policy_id=row.policy_id or "",
         policy_run_id=row.policy_run_id or "",
         retry_of=row.retry_of or "",
-        exclude_disks=tuple(json.loads(row.exclude_disks_json)),
+        exclude_disks=_words(row.exclude_disks_json),
+        datastores=_words(row.datastores_json),
         consistency=row.consistency,
         consistency_note=row.consistency_note,
         alert=row.alert,
@@ -98,3 +103,7 @@ def to_operation(row: Row[Any]) -> Operation:
         completed_at=row.completed_at,
         admitted_at=row.admitted_at,
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return () if text == "[]" else tuple(json.loads(text))

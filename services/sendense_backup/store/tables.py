@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    literal_column,
     text,
 )
 
@@ -98,10 +100,11 @@ jobs = Table(
     one_of("backup_type", *_BACKUP_TYPES),
     one_of("requested_type", *_BACKUP_TYPES),
     one_of("status", "pending", "running", "completed", "failed", "cancelled"),
-    Index(None, "vm_context_id"),
-    Index(None, "status"),
+    # Lists: newest first, of all, of a status, of a VM, of a policy.
     Index(None, "created_at", "id"),
+    Index(None, "status", "created_at", "id"),
     Index(None, "vm_name", "created_at"),
+    Index(None, "policy_id", "created_at"),
     Index(None, "policy_run_id"),
     # The newest good point of each VM, without reading its other jobs.
     Index(None, "vm_context_id", "status", "created_at"),
@@ -184,8 +187,10 @@ operations = Table(
     Column("completed_at", UtcDateTime),
     one_of("kind", *OPERATION_KINDS),
     one_of("status", "pending", "running", "completed", "failed", "cancelled"),
-    Index(None, "status"),
     Index(None, "created_at", "id"),
+    Index(None, "status", "created_at", "id"),
+    Index(None, "vm_name", "created_at"),
+    Index(None, "policy_id", "created_at"),
     Index(None, "vm_context_id", "created_at"),
     Index(None, "kind", "created_at"),
 )
@@ -247,3 +252,17 @@ installation = Table(
 )
 
 requests = requests_table(metadata, "backup")
+
+
+def has_status(table: Table, *statuses: str) -> ColumnElement[bool]:
+    """Returns the condition that a job has one of these statuses, for the few that have not ended.
+
+    The statuses are part of the statement, not values of it: PostgreSQL plans a prepared statement without its values,
+    and would read a million ended jobs to find five, instead of an index that holds only those.
+    """
+    return table.c.status.in_([literal_column(repr(each)) for each in statuses])
+
+
+def is_active(table: Table) -> ColumnElement[bool]:
+    """Returns the condition that a job has not ended."""
+    return has_status(table, *ACTIVE)

@@ -21,7 +21,7 @@ from sendense_backup.clients.exports import ExportsClient
 from sendense_backup.clients.maintenance import MaintenanceClient
 from sendense_backup.clients.repository import RepositoryClient
 from sendense_backup.config import BackupSettings
-from sendense_backup.model import Holder, Job, KnownVm
+from sendense_backup.model import Holder, Job, KnownVm, Repository
 from sendense_backup.store import Catalogue
 from sendense_db.engine import RECONNECT_SECONDS, outlast
 from sendense_rpc.errors import SendenseError
@@ -103,6 +103,10 @@ class Runtime:
                     raise
                 log.warning("the database went away, going on when it is back", error=type(error).__name__)
                 await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def default_or(self, name: str) -> Repository:
+        """Returns a repository by its name; the one that backups go to without saying so when it is empty."""
+        return await self.repository.repository(name or self.settings.default_repository)
 
     async def datastores_of(self, known: KnownVm) -> tuple[str, ...]:
         """Returns the datastores of a VM; asked for only where they limit jobs, since it costs a look at vCenter."""
