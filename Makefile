@@ -4,6 +4,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 # Tests mostly wait for real servers: more workers than cores.
 WORKERS ?= 4
+# A run that hangs still says what it found.
+TEST_LIMIT ?= 70m
 export SENDENSE_HOME ?= $(CURDIR)/var
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export COVERAGE_FILE := $(CURDIR)/build/coverage/data
@@ -28,7 +30,8 @@ down: ## Stop what `make up` runs
 test: ## Run all tests and print the coverage over all processes
 	@deploy/setup test
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --durations 30 $(TESTS)
+	timeout --foreground --signal INT --kill-after 60 $(TEST_LIMIT) \
+	  $(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(TESTS)
 	@$(BIN)/coverage combine -q build/coverage
 	$(BIN)/coverage report
 

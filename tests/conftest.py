@@ -6,10 +6,11 @@ import faulthandler
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 
 from sendense_access.keys import SigningKey, write_workload_identities
@@ -20,13 +21,16 @@ pytest_plugins = ["whole_node"]
 settings.register_profile("sendense", deadline=None)
 settings.load_profile("sendense")
 
-_STACKS = os.dup(2)
-"""Standard error as it is before that of a test is captured."""
-CLEAN_UP_SECONDS = 120.0
+CLEAN_UP_SECONDS = 300.0
+
+
+def _end_process_after(seconds: float, config: pytest.Config) -> None:
+    # Standard error as it was before pytest captured it.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[fault_handler_stderr_fd_key])
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Ends the process (xdist starts another one) when a test outlives even its time-out.
 
     pytest-timeout raises once, in the main thread: a C call there, or a clean-up that waits for ever, as the end of an
@@ -35,7 +39,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
     marker = item.get_closest_marker("timeout")
     limit = float(marker.args[0] if marker is not None else item.config.getini("timeout"))
     if limit:
-        faulthandler.dump_traceback_later(limit + CLEAN_UP_SECONDS, exit=True, file=_STACKS)
+        _end_process_after(limit + CLEAN_UP_SECONDS, item.config)
     try:
         return (yield)
     finally:
@@ -43,9 +47,44 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Sets the clock again: pytest stops it when a test has failed."""
-    faulthandler.dump_traceback_later(CLEAN_UP_SECONDS, exit=True, file=_STACKS)
+    _end_process_after(CLEAN_UP_SECONDS, item.config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets the tests that may take long begin first, so that no worker is alone with one at the end."""
+
+    def allowance(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker is not None else 0
+
+    longest: dict[Path, float] = {}
+    for item in items:
+        longest[item.path] = max(allowance(item), longest.get(item.path, 0))
+    items.sort(key=lambda item: -longest[item.path])
+
+
+def _worker_killers(controller_pid: int) -> Path:
+    """The file that names the tests of this run that took a worker process with them, a line each."""
+    return Path(tempfile.gettempdir()) / f"sendense-worker-killers.{controller_pid}"
+
+
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """Notes what a worker was running when it died; xdist would give it to the next worker, and so on for ever."""
+    with _worker_killers(os.getpid()).open("a") as killers:
+        killers.write(f"{crashitem}\n")
+
+
+def pytest_unconfigure() -> None:
+    _worker_killers(os.getpid()).unlink(missing_ok=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    killers = _worker_killers(os.getppid())
+    if killers.exists() and item.nodeid in killers.read_text().splitlines():
+        pytest.fail("another worker died while it ran this test", pytrace=False)
 
 
 @pytest.fixture
