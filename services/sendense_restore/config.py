@@ -34,6 +34,11 @@ class RestoreSettings(ServiceSettings):
         default=120.0, gt=0, description="Most time for one file system to be mounted, its journal replayed."
     )
 
+    http_listen: str = Field(
+        default="",
+        pattern=r"|.+:[0-9]{1,5}",
+        description="`address:port` on which a gateway on another machine finds the downloads, over mTLS.",
+    )
     backend: Literal["auto", "kernel", "guestfs"] = Field(
         default="auto",
         description="Which back end mounts: auto takes the kernel where it can open all, else guestfs; with guestfs "

@@ -135,6 +135,8 @@ class GuestfsBackend:
                     "name": volume.name,
                     "disk_id": volume.disk_id,
                     "partition": volume.partition,
+                    "offset_bytes": volume.offset_bytes,
+                    "size_bytes": volume.size_bytes,
                     "file_system": volume.file_system,
                     "error": volume.error,
                 }

@@ -5,8 +5,8 @@ that passphrases are in no argument list) and reads one answer (a line of JSON o
 serves until the FUSE directory is unmounted. A guest's file systems are parsed by the kernel in the micro-VM, and its
 answers by this process, which works for this one mount only and holds nothing else.
 
-Request: `images` (disk number and path of the raw image), `volumes` (name, disk, partition, file_system),
-`passphrases`, `directory` (the FUSE mount point), `temporary`, `emulate`.
+Request: `images` (disk number and path of the raw image), `volumes` (name, disk, partition, place on the disk,
+file_system), `passphrases`, `directory` (the FUSE mount point), `temporary`, `emulate`.
 Answer: `mounted` (names), `errors` (name to why not), `made` (volumes made of others), or `failed`.
 """
 
@@ -24,9 +24,11 @@ from typing import Any
 
 import guestfs
 
-FUSE_OPTIONS = "nosuid,nodev,noexec,kernel_cache,attr_timeout=3600,entry_timeout=3600,negative_timeout=60"
-"""What is shown never changes, so the host's kernel may keep what it was told."""
-_CACHE_SECONDS = 3600
+from sendense_restore.fuse_server import FuseServer
+from sendense_restore.guestfs_blocks import HOLES_ONLY, MAPPED, BlockMaps, Segment
+from sendense_restore.guestfs_calls import GuestCalls
+from sendense_restore.guestfs_tree import GuestTree, ShownVolume
+
 _WATCH_SECONDS = 0.02
 SOCKETS = "sockets"
 """Name of the note about libguestfs' sockets."""
@@ -59,6 +61,7 @@ class _Appliance:
         self.errors: dict[str, str] = {}
         self.made: list[dict[str, Any]] = []
         self._devices: dict[int, str] = {}
+        self._kinds: dict[str, str] = {}
 
     def boot(self) -> None:
         booted = threading.Event()
@@ -156,6 +159,27 @@ class _Appliance:
             self.errors[name] = str(error)
         else:
             self.mounted.append(name)
+            self._kinds[name] = kind
+
+    def tree(self) -> GuestTree:
+        """Returns what is mounted, for showing it; to be used in this thread only."""
+        self.guest.sync()  # what the journals held is on the disks before these are read past the micro-VM
+        images = {image["disk_id"]: os.open(image["path"], os.O_RDONLY) for image in self._request["images"]}
+        calls = GuestCalls(self.guest)
+        disks = {device.removeprefix("/dev/"): images[disk_id] for disk_id, device in self._devices.items()}
+        maps = BlockMaps(calls, disks)
+        places = {
+            volume["name"]: [Segment(0, volume["size_bytes"], images[volume["disk_id"]], volume["offset_bytes"])]
+            for volume in self._request["volumes"]
+        }
+        devices = {made["name"]: made["device"] for made in self.made}
+        shown = []
+        for name in self.mounted:
+            kind, segments = self._kinds[name], []
+            if kind in MAPPED:
+                segments = places[name] if name in places else maps.segments_of(devices[name])
+            shown.append(ShownVolume(name, segments, tells_holes=kind in MAPPED | HOLES_ONLY))
+        return GuestTree(calls, maps, shown)
 
     def _ask(self, question: Callable[[str], Any], device: str) -> str:
         try:
@@ -183,22 +207,22 @@ def _plain(name: str) -> str:
 
 
 def main() -> None:
-    """Reads the request, answers it, and serves until the directory is unmounted."""
+    """Reads the request, answers it, and serves until the directory is unmounted or the micro-VM ends."""
     request = json.loads(sys.stdin.buffer.read())
     appliance = _Appliance(request)
+    server = None
     try:
         appliance.boot()
         appliance.mount_all()
         if appliance.mounted:
-            appliance.guest.mount_local(
-                request["directory"], readonly=True, options=FUSE_OPTIONS, cachetimeout=_CACHE_SECONDS
-            )
-    except RuntimeError as error:
+            server = FuseServer(appliance.tree(), Path(request["directory"]))
+    except (RuntimeError, OSError) as error:
         _answer({"failed": str(error)})
         return
     _answer({"mounted": appliance.mounted, "errors": appliance.errors, "made": appliance.made})
-    if appliance.mounted:
-        appliance.guest.mount_local_run()
+    if server is not None:
+        server.serve(os.pidfd_open(appliance.guest.get_pid()))
+        server.close()
     appliance.guest.close()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -63,11 +64,17 @@ class HttpServer:
         self._verifier = verifier
 
     @asynccontextmanager
-    async def serving(self, socket: Path) -> AsyncIterator[web.UnixSite]:
+    async def serving(
+        self, socket: Path, elsewhere: tuple[str, ssl.SSLContext] | None = None
+    ) -> AsyncIterator[Sequence[web.BaseSite]]:
         """Listens for the time of the block.
 
+        Args:
+            socket: Where a gateway on this machine calls.
+            elsewhere: Where one on another machine calls, `address:port`, and how both prove themselves.
+
         Yields:
-            The listener, which can be stopped before the block ends.
+            The listeners, which can be stopped before the block ends.
         """
         app = web.Application(middlewares=[self._guard])
         app.router.add_get(ROUTE, self._download)
@@ -80,7 +87,12 @@ class HttpServer:
                 site = web.UnixSite(runner, str(socket))
                 await site.start()
                 await asyncio.to_thread(socket.chmod, 0o600)
-                yield site
+                sites: list[web.BaseSite] = [site]
+                if elsewhere:
+                    host, _, port = elsewhere[0].rpartition(":")
+                    sites.append(web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=elsewhere[1]))
+                    await sites[-1].start()
+                yield sites
         finally:
             await runner.cleanup()
 

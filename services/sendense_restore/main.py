@@ -30,6 +30,7 @@ from sendense_restore.served_points import ServedPoints
 from sendense_restore.servicer import RestoreServicer
 from sendense_restore.store import MountStore, requests
 from sendense_rpc.channel import service_peer
+from sendense_rpc.mtls import server_context
 from sendense_rpc.server import Service, Servicer, run
 
 log = structlog.get_logger()
@@ -74,7 +75,8 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
         await leases.recover(before=served.end_of_earlier_run)
         downloads = Downloads(threads, settings.stall_seconds, settings.work_root)
         http = HttpServer(mounts, exports, downloads, settings.verifier())
-        site = await stack.enter_async_context(http.serving(settings.http_socket))
+        elsewhere = (settings.http_listen, server_context(settings)) if settings.http_listen else None
+        sites = await stack.enter_async_context(http.serving(settings.http_socket, elsewhere))
         try:
             yield Service(
                 name=NAME,
@@ -96,7 +98,8 @@ async def build(settings: RestoreSettings) -> AsyncIterator[Service]:
             )
         finally:
             with _deaf_to_signals():
-                await site.stop()
+                for site in sites:
+                    await site.stop()
                 await asyncio.gather(mounts.close(), exports.close(), served.close())
 
 
