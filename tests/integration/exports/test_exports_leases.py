@@ -17,9 +17,9 @@ from sendense_qemu import img
 from sendense_rpc.errors import Kind, RemoteError
 
 MIB = 1 << 20
-LEASE = 1.0
-SWEEP = 0.05
-DEADLINE = 10.0
+LEASE = 3.0
+SWEEP = 0.2
+DEADLINE = 60.0
 
 
 @pytest.fixture
