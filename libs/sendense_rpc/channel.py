@@ -34,6 +34,7 @@ class Peer:
         identity_file: File with the workload token; read at each call, so that it can be renewed.
         credentials: How the other machine proves itself and we do; None on this machine.
         service: Its short name, for messages.
+        further: Metadata of each call, besides what every call carries.
     """
 
     def __init__(
@@ -42,14 +43,12 @@ class Peer:
         identity_file: Path,
         credentials: grpc.ChannelCredentials | None = None,
         service: str = "",
+        further: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._identity_file = identity_file
         self._service = service
-        options: list[tuple[str, str | int]] = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
+        self._further = further
+        options: list[tuple[str, str | int]] = [*message_sizes(), ("grpc.max_reconnect_backoff_ms", 1000)]
         if credentials is None:
             # Over a Unix socket, Python's gRPC would otherwise name the escaped path as authority.
             options.append(("grpc.default_authority", "localhost"))
@@ -67,7 +66,7 @@ class Peer:
         limits = current_limits()
         if limits:
             entries.append((LIMITS, limits.to_header()))
-        return tuple(entries)
+        return (*entries, *self._further)
 
     async def call(
         self, method: Callable[..., Awaitable[Answer]], request: Any, *, timeout: float = DEFAULT_TIMEOUT
@@ -104,21 +103,32 @@ class Peer:
         await self.channel.close()
 
 
+def message_sizes() -> list[tuple[str, str | int]]:
+    """Returns a channel's or server's options that bound messages."""
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ]
+
+
 def unix_peer(socket: Path, identity_file: Path) -> Peer:
     """Returns a peer on a Unix socket of this machine."""
     return Peer(f"unix:{socket}", identity_file, service=socket.stem)
 
 
-def service_peer(settings: ServiceSettings, service: str, workload: str) -> Peer:
+def service_peer(
+    settings: ServiceSettings, service: str, workload: str, further: tuple[tuple[str, str], ...] = ()
+) -> Peer:
     """Returns a service as a peer: on the other machine that the settings name, else on this one's Unix socket.
 
     Args:
         settings: Where the sockets are, and `SENDENSE_PEERS`.
         service: Short name of the service, such as `repository`.
         workload: Short name of who calls: its identity is used.
+        further: Metadata of each call to another machine, besides what every call carries.
     """
     identity = settings.identity_file(workload)
     address = settings.peers.get(service)
     if address is None:
         return unix_peer(settings.socket(service), identity)
-    return Peer(address, identity, channel_credentials(settings), service)
+    return Peer(address, identity, channel_credentials(settings), service, further)

@@ -219,9 +219,10 @@ def _source(metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("x-forwarded-for", "")).rpartition(",")[2].strip()[:64]
 
 
-async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+async def _validated(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        validate(request)
+        if isinstance(request, Message):  # what is passed on is bytes here, and validated where it is understood
+            validate(request)
         yield request
 
 

@@ -6,6 +6,7 @@ The files lie in one directory (`SENDENSE_MTLS_DIR`): `ca.crt`, `node.crt` and `
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import grpc
@@ -44,6 +45,20 @@ def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials:
     """
     ca, chain, key = _files(settings)
     return grpc.ssl_server_credentials([(key, chain)], ca, require_client_auth=True)
+
+
+def server_context(settings: ServiceSettings) -> ssl.SSLContext:
+    """Returns the same for a server that speaks plain HTTP inside.
+
+    Raises:
+        NoMachineCertificate: A file is not there.
+    """
+    _files(settings)
+    folder = mtls_folder(settings)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.crt")
+    context.load_cert_chain(folder / "node.crt", folder / "node.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def mtls_folder(settings: ServiceSettings) -> Path:

@@ -24,13 +24,14 @@ from grpc_reflection.v1alpha import reflection
 
 from sendense_rpc.audit import AuditLog
 from sendense_rpc.audit_client import audit_spool
-from sendense_rpc.channel import MAX_MESSAGE_BYTES, service_peer
+from sendense_rpc.channel import message_sizes, service_peer
 from sendense_rpc.errors import SendenseError
 from sendense_rpc.interceptor import Door
 from sendense_rpc.logs import configure_logs
 from sendense_rpc.methods import Method, methods_of
 from sendense_rpc.metrics import Refresh, serving_metrics
 from sendense_rpc.mtls import server_credentials
+from sendense_rpc.relay import Relay
 from sendense_rpc.repeats import Ledger, Repeats
 from sendense_rpc.settings import ServiceSettings
 from sendense_rpc.trust import keep_fresh
@@ -74,6 +75,7 @@ class Service:
         requests: Keeps the answers to mutations that carry a `request_id`; a service with a public one needs it.
         audit: Where mutations and refusals are recorded; None for the access service's log, by way of a spool.
         metrics: Brings metrics that must be asked for up to date, before they are read.
+        relays: Services that it only passes on.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Service:
     requests: Ledger | None = None
     audit: AuditLog | None = None
     metrics: Refresh | None = None
+    relays: Sequence[Relay] = ()
 
 
 def run(build: Callable[[], AbstractAsyncContextManager[Service]], settings: ServiceSettings, name: str) -> None:
@@ -115,7 +118,13 @@ async def serve(service: Service, settings: ServiceSettings, *, stop: asyncio.Ev
             await stack.enter_async_context(_trusting(settings, service.name))
         audit = service.audit or await stack.enter_async_context(audit_spool(settings, service.name))
         server = build_server(
-            service.servicers, settings, check=service.check, reflect=service.reflect, repeats=repeats, audit=audit
+            service.servicers,
+            settings,
+            check=service.check,
+            reflect=service.reflect,
+            repeats=repeats,
+            audit=audit,
+            relays=service.relays,
         )
         stack.enter_context(listening(socket))
         server.add_insecure_port(f"unix:{socket}")
@@ -169,6 +178,7 @@ def build_server(
     reflect: Sequence[str] = (),
     repeats: Repeats | None = None,
     audit: AuditLog | None = None,
+    relays: Sequence[Relay] = (),
 ) -> aio.Server:
     """Returns a server with the one door, health and reflection; not yet listening.
 
@@ -180,17 +190,19 @@ def build_server(
         descriptor = descriptor_pool.Default().FindServiceByName(each.name)
         methods.update(methods_of(descriptor))
         _require_implemented(each, descriptor)
+    for relay in relays:
+        methods.update(relay.methods())
     own = frozenset(f"/{each.name}/{name}" for each in servicers for name in each.own_repeats)
     door = Door(settings.verifier(), methods, repeats=repeats, own_repeats=own, audit=audit)
     server = aio.server(
         interceptors=[door],
         options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            *message_sizes(),
             ("grpc.max_metadata_size", 32 << 10),
         ],
         maximum_concurrent_rpcs=1000,
     )
+    server.add_generic_rpc_handlers(tuple(relay.handlers() for relay in relays))
     for each in servicers:
         each.register(each.servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(_Health(check), server)

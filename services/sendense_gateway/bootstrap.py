@@ -55,7 +55,7 @@ def bootstrap(inputs: Inputs) -> Config:
     """Returns the bootstrap document."""
     settings = inputs.settings
     clusters = [_grpc_cluster(owner, settings) for owner in inputs.contract.owners]
-    clusters.append(_cluster(DOWNLOADS_CLUSTER, settings.restore_http_socket))
+    clusters.append(_cluster(DOWNLOADS_CLUSTER, settings.restore_http_socket, settings, "http/1.1"))
     clusters.append(_cluster(PAGES_CLUSTER, settings.pages_socket))
     return {
         "admin": {"address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o600}}},
@@ -311,8 +311,9 @@ def _access_log() -> Config:
     }
 
 
-def _cluster(name: str, socket: Path) -> Config:
+def _cluster(name: str, socket: Path, settings: GatewaySettings | None = None, protocol: str = "") -> Config:
     endpoint = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
+    remote = settings.peers.get(name) if settings else None
     return {
         "name": name,
         "type": "STATIC",
@@ -321,10 +322,11 @@ def _cluster(name: str, socket: Path) -> Config:
         "circuit_breakers": {
             "thresholds": [{"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 1024}]
         },
+        **(_remote(name, remote, mtls_folder(settings), protocol) if settings and remote else {}),
     }
 
 
-def _remote(name: str, address: str, folder: Path) -> Config:
+def _remote(name: str, address: str, folder: Path, protocol: str) -> Config:
     """Returns what makes a cluster another machine's: its address, and mutual TLS as between services."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
@@ -333,7 +335,7 @@ def _remote(name: str, address: str, folder: Path) -> Config:
         "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
         "sni": host,
         "common_tls_context": {
-            "alpn_protocols": ["h2"],
+            "alpn_protocols": [protocol],
             "tls_certificates": [
                 {
                     "certificate_chain": {"filename": str(folder / "node.crt")},
@@ -359,8 +361,7 @@ def _grpc_cluster(name: str, settings: GatewaySettings) -> Config:
     protocol = f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions"
     http2 = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 4 << 20}
     return {
-        **_cluster(name, settings.socket(name)),
-        **(_remote(name, settings.peers[name], mtls_folder(settings)) if name in settings.peers else {}),
+        **_cluster(name, settings.socket(name), settings, "h2"),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": protocol,

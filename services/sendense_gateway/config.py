@@ -102,5 +102,5 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def restore_http_socket(self) -> Path:
-        """Unix socket of the restore service's plain HTTP downloads."""
+        """Unix socket of the restore service's downloads; on another machine, `SENDENSE_PEERS` names `restore-http`."""
         return self.run_dir / "restore-http.sock"

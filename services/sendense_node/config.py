@@ -20,6 +20,25 @@ class NodeSettings(ServiceSettings):
     procfile: Path = SOURCE_ROOT / "deploy" / "Procfile"
     ready_seconds: float = Field(default=90.0, description="How long the processes get to become ready.")
     agent_id: str = Field(default="lab", validation_alias="SENDENSE_AGENT_ID")
+    services: str = Field(default="", description="Processes of this machine, separated by blanks; empty for all.")
+    address: str = Field(default="", description="This machine's address for the others; empty when there are none.")
+    others: dict[str, str] = Field(
+        default_factory=dict, description="Addresses of the other machines, with the processes of each."
+    )
+
+    def runs(self, name: str) -> bool:
+        """Tells whether a process of the Procfile runs on this machine."""
+        return not self.services or name in self.services.split()
+
+    @property
+    def machine_ca(self) -> Path:
+        """Directory of the CA of the machines' certificates, on the machine of the access service."""
+        return self.root / "machines-ca"
+
+    @property
+    def machine_certificate(self) -> Path:
+        """Directory of this machine's certificate."""
+        return self.mtls_dir or self.root / "mtls"
 
     @property
     def pid_file(self) -> Path:

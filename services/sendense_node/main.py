@@ -12,15 +12,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from sendense_node.config import NodeSettings
 from sendense_node.lab import introduce
-from sendense_node.processes import LogFiles, Processes, environment_for
+from sendense_node.machines import MachineNotReady, machine_environment, make_machine
+from sendense_node.processes import LogFiles, Processes, commands_of, environment_for
 from sendense_node.ready import NotReadyError, wait_until_ready
 from sendense_node.state import prepare
 
+STORAGE = "repository exports nbdd tunnel restore"
+"""What runs beside the disks."""
 DOWN_SECONDS = 60.0
 """How long `down` waits for a node to stop."""
 
@@ -33,13 +37,20 @@ def up() -> None:
     settings = NodeSettings()
     started = time.monotonic()
     with _only_one(settings):
-        prepare(settings)
+        try:
+            prepare(settings)
+        except MachineNotReady as error:
+            typer.echo(f"Sendense cannot start on this machine: {error}", err=True)
+            sys.exit(1)
         settings.endpoint_file.unlink(missing_ok=True)
         logs = LogFiles(settings.log_dir)
-        environment = environment_for(settings.root, Path(sys.executable).parent, introduce(settings.root))
+        lab_port = introduce(settings.root) if settings.runs("lab") else None
+        environment = environment_for(settings.root, Path(sys.executable).parent, lab_port)
+        environment |= machine_environment(settings)
         outcome: list[str] = []
         watcher = threading.Thread(target=lambda: _watch(settings, processes, started, outcome), daemon=True)
-        processes = Processes(settings.procfile, environment, logs, on_started=watcher.start)
+        commands = commands_of(settings.procfile, settings.runs)
+        processes = Processes(commands, environment, logs, on_started=watcher.start)
         typer.echo(f"Sendense is starting; state and logs are in {settings.root}")
         try:
             processes.loop()
@@ -47,6 +58,21 @@ def up() -> None:
             settings.endpoint_file.unlink(missing_ok=True)
             logs.close()
         sys.exit(_report(settings, processes, outcome))
+
+
+@app.command()
+def machine(
+    names: Annotated[list[str], typer.Argument(help="Addresses and host names of the new machine.")],
+    out: Annotated[Path, typer.Option(help="Directory to be copied into its SENDENSE_HOME.")],
+    services: Annotated[str, typer.Option(help="Its processes, separated by blanks.")] = STORAGE,
+) -> None:
+    """Makes what a further machine of this node is given: its certificate and its processes' identities."""
+    try:
+        make_machine(NodeSettings(), names, services.split(), out)
+    except MachineNotReady as error:
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+    typer.echo(f"Copy what is in {out} into SENDENSE_HOME on {names[0]}; nobody else may read it.")
 
 
 @app.command()
@@ -78,8 +104,10 @@ def _watch(settings: NodeSettings, processes: Processes, started: float, outcome
         processes.terminate()
         return
     seconds = time.monotonic() - started
-    typer.echo(f"Sendense is ready at {endpoint} ({len(processes.pids)} processes, {seconds:.1f} s).")
-    typer.echo(f"Administrator's token: {settings.admin_token_file}. Ctrl-C stops everything.")
+    where = f" at {endpoint}" if endpoint else ""
+    typer.echo(f"Sendense is ready{where} ({len(processes.pids)} processes, {seconds:.1f} s).")
+    if settings.runs("access"):
+        typer.echo(f"Administrator's token: {settings.admin_token_file}. Ctrl-C stops everything.")
 
 
 def _report(settings: NodeSettings, processes: Processes, outcome: list[str]) -> int:

@@ -52,13 +52,17 @@ class Processes(honcho.manager.Manager):  # type: ignore[misc]
     """honcho's manager, which also survives a signal that comes before every process has started."""
 
     def __init__(
-        self, procfile: Path, environment: dict[str, str], logs: LogFiles, on_started: Callable[[], None]
+        self,
+        commands: dict[str, str],
+        environment: dict[str, str],
+        logs: LogFiles,
+        on_started: Callable[[], None],
     ) -> None:
         super().__init__(printer=logs)
         self.logs = logs
         self._on_started = on_started
         self._asked = False
-        for name, command in honcho.environ.parse_procfile(procfile.read_text()).processes.items():
+        for name, command in commands.items():
             self.add_process(name, f"exec {command}", env=environment)
 
     def _start(self) -> None:
@@ -96,11 +100,18 @@ class Processes(honcho.manager.Manager):  # type: ignore[misc]
         return {name: process["pid"] for name, process in self._processes.items() if "pid" in process}
 
 
-def environment_for(home: Path, bin_dir: Path, lab_port: int) -> dict[str, str]:
+def commands_of(procfile: Path, runs: Callable[[str], bool]) -> dict[str, str]:
+    """Returns the commands of a Procfile's processes that run here, by name."""
+    commands: dict[str, str] = honcho.environ.parse_procfile(procfile.read_text()).processes
+    return {name: command for name, command in commands.items() if runs(name)}
+
+
+def environment_for(home: Path, bin_dir: Path, lab_port: int | None) -> dict[str, str]:
     """Returns the environment of the processes: ours, with the state directory, this installation's programs first."""
     environment = dict(os.environ)
     environment["SENDENSE_HOME"] = str(home)
     environment["PATH"] = f"{bin_dir}{os.pathsep}{environment.get('PATH', '')}"
-    environment["SENDENSE_LAB_PORT"] = str(lab_port)
+    if lab_port is not None:
+        environment["SENDENSE_LAB_PORT"] = str(lab_port)
     environment["PYTHONUNBUFFERED"] = "1"
     return environment

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -22,35 +22,56 @@ POLL_SECONDS = 0.1
 SERVICES = ("access", "repository", "exports", "backup", "restore", "tunnel")
 
 
+Check = Callable[[], Awaitable[str]]
+"""Says what is missing, or nothing."""
+
+
 class NotReadyError(Exception):
     """Something is not ready; the message names it and says what was seen last."""
 
 
 async def wait_until_ready(settings: NodeSettings) -> str:
-    """Waits for every process and returns the gateway's address.
+    """Waits for every process of this machine and returns the gateway's address; empty where it is elsewhere.
 
     Raises:
         NotReadyError: Not everything was ready within `ready_seconds`; names what was not.
     """
     try:
         async with asyncio.timeout(settings.ready_seconds):
-            # Enrolled as early as can be: a refused agent waits longer before each new try.
-            enrolment = _until(functools.partial(_enrolled, settings))
-            await asyncio.gather(enrolment, *(_until(functools.partial(_serving, settings, name)) for name in SERVICES))
-            await _until(functools.partial(_vms_listed, settings))
+            await asyncio.gather(*(_until(check) for check in _soon(settings)))
+            for check in _last(settings):
+                await _until(check)
     except TimeoutError as error:
         raise NotReadyError(await _what_is_missing(settings)) from error
-    return settings.endpoint_file.read_text().strip()
+    return settings.endpoint_file.read_text().strip() if settings.runs("gateway") else ""
 
 
-async def _until(check: Callable[[], Awaitable[str]]) -> None:
+def _soon(settings: NodeSettings) -> Iterator[Check]:
+    if settings.runs("agent") and settings.runs("access"):
+        # Enrolled as early as can be: a refused agent waits longer before each new try.
+        yield functools.partial(_enrolled, settings)
+    if settings.runs("lab"):
+        yield functools.partial(_there, "the lab", settings.root / "lab", "lab.sock")
+    if settings.runs("agent"):
+        yield functools.partial(_there, "the agent", settings.run_dir / "agent", "*.sock")
+    for name in SERVICES:
+        if settings.runs(name):
+            yield functools.partial(_serving, settings, name)
+
+
+def _last(settings: NodeSettings) -> Iterator[Check]:
+    """Yields what needs the others; of several machines each is ready by itself, so that they start in any order."""
+    if settings.runs("gateway"):
+        yield functools.partial(_listening, settings) if settings.others else functools.partial(_vms_listed, settings)
+
+
+async def _until(check: Check) -> None:
     while await check():  # noqa: ASYNC110  # other processes cannot set an event of ours
         await asyncio.sleep(POLL_SECONDS)
 
 
 async def _what_is_missing(settings: NodeSettings) -> str:
-    problems = [await _serving(settings, name) for name in SERVICES]
-    problems += [await _enrolled(settings), await _vms_listed(settings)]
+    problems = [await check() for check in (*_soon(settings), *_last(settings))]
     return next((problem for problem in problems if problem), "it became ready just now")
 
 
@@ -84,6 +105,15 @@ async def _enrolled(settings: NodeSettings) -> str:
     finally:
         await peer.close()
     return ""
+
+
+async def _there(who: str, folder: Path, pattern: str) -> str:
+    found = await asyncio.to_thread(lambda: list(folder.glob(pattern)))
+    return "" if found else f"{who} does not listen yet"
+
+
+async def _listening(settings: NodeSettings) -> str:
+    return "" if settings.endpoint_file.exists() else "the gateway does not listen yet"
 
 
 async def _vms_listed(settings: NodeSettings) -> str:

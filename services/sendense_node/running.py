@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,11 +25,13 @@ class RunningNode:
 
     Args:
         home: Its `SENDENSE_HOME`; a short path, since Unix sockets lie below it.
+        launcher: What its processes and the programs against it are run by, such as `ip netns exec …`.
         environment: Further variables for all its processes.
     """
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, launcher: Sequence[str] = (), **environment: str) -> None:
         self.home = home
+        self._launcher = launcher
         self.environment = {**os.environ, "SENDENSE_HOME": str(home), **environment}
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -40,7 +43,7 @@ class RunningNode:
         Raises:
             NodeFailedError: It ended before that, or took longer than `START_SECONDS`.
         """
-        command = [sys.executable, "-m", "sendense_node.main", "up"]
+        command = [*self._launcher, sys.executable, "-m", "sendense_node.main", "up"]
         self._output = []
         process = subprocess.Popen(
             command,
@@ -108,7 +111,7 @@ class RunningNode:
         """
         program = Path(sys.executable).parent / command[0]
         done = subprocess.run(
-            [program, *command[1:]],
+            [*self._launcher, program, *command[1:]],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 import asyncssh
 import structlog
 
+from sendense_rpc.errors import Kind, SendenseError
 from sendense_tunnel.pipe import ChannelEnd, SocketEnd
 
 log = structlog.get_logger()
@@ -19,6 +20,20 @@ CONTROL_NAME = "agent-control"
 """The one name under which an agent may offer a socket."""
 _AGENT_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _OPEN_TIMEOUT = 10.0
+
+
+class AgentNotConnected(SendenseError):
+    """Nobody of this name can be reached through the tunnel now."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            f"the agent '{agent_id}' is not connected",
+            kind=Kind.UNAVAILABLE,
+            reason="NO_AGENT",
+            help="See `sendense-ctl agent list`; the agent dials again by itself when it runs.",
+            retryable=True,
+            metadata={"agent_id": agent_id},
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,17 @@ class ControlDoors:
     def connections(self) -> list[tuple[ControlConnection, Path]]:
         """Returns for each reachable agent its current control connection and its door, by agent."""
         return [(door.offers[-1], door.path) for _, door in sorted(self._doors.items())]
+
+    def door_of(self, agent_id: str) -> Path:
+        """Returns the socket that leads to an agent.
+
+        Raises:
+            AgentNotConnected: It offers no control now.
+        """
+        door = self._doors.get(agent_id)
+        if door is None:
+            raise AgentNotConnected(agent_id)
+        return door.path
 
     def close(self) -> None:
         """Closes all doors."""

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from sendense.agent.v1 import agent_pb2
 from sendense.tunnel.v1 import tunnel_pb2_grpc
-from sendense_rpc.channel import unix_peer
+from sendense_rpc.channel import service_peer
 from sendense_rpc.errors import Kind, SendenseError
+from sendense_rpc.relay import Relay
 from sendense_rpc.server import Service, Servicer, run
 from sendense_tunnel.clients import AgentRegistry, ExportLeases
 from sendense_tunnel.config import TunnelSettings
@@ -33,10 +35,10 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
         OSError: The address cannot be listened on.
         HostKeyUnsafe: Others can read the host key.
     """
-    identity = settings.identity_file(NAME)
-    access = unix_peer(settings.socket("access"), identity)
-    exports = unix_peer(settings.socket("exports"), identity)
+    access = service_peer(settings, "access", NAME)
+    exports = service_peer(settings, "exports", NAME)
     doors = ControlDoors(settings.agents_dir)
+    relay = Relay(agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name, doors.door_of)
     connections = Connections()
     registry, leases = AgentRegistry(access), ExportLeases(exports)
     host_key = load_or_create_host_key(settings.host_key_file)
@@ -62,6 +64,7 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
                 )
             ],
             check=lambda: check_listener(str(host), int(port)),
+            relays=[relay],
         )
     finally:
         settings.port_file.unlink(missing_ok=True)
@@ -70,6 +73,7 @@ async def open_tunnel(settings: TunnelSettings) -> AsyncIterator[Service]:
         connections.close()
         await acceptor.wait_closed()
         doors.close()
+        await relay.close()
         await access.close()
         await exports.close()
 

@@ -6,18 +6,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from machines import Machines, machines_of
 from sendense_access.keys import SigningKey, write_workload_identities
 from sendense_db.migrate import upgrade
 from sendense_rpc.machine_certificates import make_certificate
@@ -79,66 +75,23 @@ asyncio.run(main())
 """
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-@dataclass(frozen=True)
-class Machines:
-    """Three namespaces on one bridge, each with a home of its own."""
-
-    prefix: str
-    root: Path
-
-    def home(self, name: str) -> Path:
-        return self.root / name
-
-    def environment(self, name: str, **further: str) -> dict[str, str]:
-        return {**os.environ, "SENDENSE_HOME": str(self.home(name)), **further}
-
-    def command(self, name: str, *arguments: str) -> list[str]:
-        return ["ip", "netns", "exec", f"{self.prefix}-{name}", sys.executable, *arguments]
-
-    def probe(self, name: str, identity: str, **further: str) -> str:
-        done = subprocess.run(
-            self.command(name, "-c", PROBE, identity),
-            env=self.environment(name, **further),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return done.stdout.strip() or done.stderr[-500:]
+def probe(machines: Machines, name: str, identity: str, **further: str) -> str:
+    done = subprocess.run(
+        machines.python(name, "-c", PROBE, identity),
+        env=machines.environment(name, **further),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout.strip() or done.stderr[-500:]
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    machines = Machines(f"s{uuid.uuid4().hex[:6]}", Path("/tmp") / f"s-{uuid.uuid4().hex[:8]}")
-    machines.root.mkdir()
-    hub = f"{machines.prefix}-hub"
-    try:
-        ip("netns", "add", hub)
-        ip("-n", hub, "link", "add", "bridge", "type", "bridge")
-        ip("-n", hub, "link", "set", "bridge", "up")
-        for name, address in HOSTS.items():
-            space = f"{machines.prefix}-{name}"
-            ip("netns", "add", space)
-            ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", name, "netns", hub)
-            ip("-n", hub, "link", "set", name, "master", "bridge", "up")
-            ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
-            ip("-n", space, "link", "set", "eth0", "up")
-            ip("-n", space, "link", "set", "lo", "up")
+def machines() -> Iterator[Machines]:
+    with machines_of(HOSTS) as machines:
         _certify(machines)
         yield machines
-    finally:
-        for space in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split(
-            "\n"
-        ):
-            if space.startswith(machines.prefix):
-                ip("netns", "del", space.split()[0])
-        shutil.rmtree(machines.root)
 
 
 def _certify(machines: Machines) -> None:
@@ -188,7 +141,7 @@ def services(machines: Machines) -> Iterator[Machines]:
 def _start(machines: Machines, name: str, module: str, **further: str) -> subprocess.Popen[bytes]:
     with (machines.root / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
-            machines.command(name, "-m", module),
+            machines.python(name, "-m", module),
             env=machines.environment(name, **further),
             stdout=log,
             stderr=log,
@@ -205,7 +158,7 @@ def _to_exports(machines: Machines, name: str) -> dict[str, str]:
 
 def eventually(machines: Machines, name: str, identity: str, wanted: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
-    while wanted not in (said := machines.probe(name, identity, **_to_exports(machines, name))):
+    while wanted not in (said := probe(machines, name, identity, **_to_exports(machines, name))):
         if time.monotonic() > deadline:
             logs = {file.name: file.read_text()[-1500:] for file in machines.root.glob("*.log")}
             pytest.fail(f"wanted {wanted!r}, last was {said!r}\n{logs}")
@@ -222,13 +175,13 @@ def test_a_call_reaches_another_machine_with_certificate_and_identity(services: 
 
 def test_a_machine_with_another_ca_is_refused(services: Machines) -> None:
     eventually(services, "control", "backup", "ok")
-    assert "SERVICE_UNAVAILABLE" in services.probe("agent", "backup", **_to_exports(services, "agent"))
+    assert "SERVICE_UNAVAILABLE" in probe(services, "agent", "backup", **_to_exports(services, "agent"))
 
 
 def test_plain_text_and_no_certificate_are_refused(services: Machines) -> None:
     eventually(services, "control", "backup", "ok")
     done = subprocess.run(
-        services.command("agent", "-c", WITHOUT, f"{HOSTS['storage']}:{EXPORTS_PORT}", f"{services.root}/ca/ca.crt"),
+        services.python("agent", "-c", WITHOUT, f"{HOSTS['storage']}:{EXPORTS_PORT}", f"{services.root}/ca/ca.crt"),
         env=services.environment("agent"),
         capture_output=True,
         text=True,
@@ -240,7 +193,7 @@ def test_plain_text_and_no_certificate_are_refused(services: Machines) -> None:
 def test_the_certificate_alone_is_no_identity(services: Machines) -> None:
     eventually(services, "control", "backup", "ok")
     (services.home("control") / "keys" / "identities" / "forged.token").write_text("a.b.c")
-    assert services.probe("control", "forged", **_to_exports(services, "control")).startswith("UNAUTHENTICATED")
+    assert probe(services, "control", "forged", **_to_exports(services, "control")).startswith("UNAUTHENTICATED")
 
 
 def test_a_revocation_on_one_machine_holds_on_the_other_within_a_minute(
@@ -250,6 +203,6 @@ def test_a_revocation_on_one_machine_holds_on_the_other_within_a_minute(
     identities = services.home("control") / "keys" / "identities"
     shutil.copy(services.home("control") / "admin.token", identities / "person.token")
     eventually(services, "control", "person", "ok")
-    subprocess.run(services.command("control", "-c", REVOKE), env=services.environment("control"), check=True)
+    subprocess.run(services.python("control", "-c", REVOKE), env=services.environment("control"), check=True)
     eventually(services, "control", "person", "revoked", seconds=60)
     eventually(services, "control", "backup", "ok")
