@@ -49,8 +49,15 @@ class Guest:
             run("losetup", "--detach", device)
 
     def copy(self, target: Path) -> Path:
-        run("cp", "--sparse=always", self.raw, target)
-        return target
+        """Copies the disk as it was at one moment, while mounted: a copy into which the kernel wrote is made again."""
+        deadline = time.monotonic() + 60
+        while True:
+            before = self.raw.stat().st_mtime_ns
+            run("cp", "--sparse=always", self.raw, target)
+            # A write just before the first look may have the same time as one just after it.
+            if self.raw.stat().st_mtime_ns == before < time.time_ns() - 100_000_000:
+                return target
+            assert time.monotonic() < deadline, f"{self.raw} is written to all the time"
 
 
 def partitioned(raw: Path, size: int, sizes: list[int], label: str = "gpt") -> Guest:
