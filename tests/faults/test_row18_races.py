@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from repository_rig import content, open_rig
 from repository_template import (
     ACTIONS,
     RACING_JOB,
+    Killer,
     Template,
     committed,
     leftovers,
     make_template,
     next_disk,
     require_points,
-    run_and_kill,
 )
 
 from sendense_repository.steps import BUILD_STEPS, COMMIT_STEPS, SWAP_STEPS
@@ -27,6 +28,12 @@ pytestmark = pytest.mark.faults
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Template:
     return asyncio.run(make_template(tmp_path_factory.mktemp("chain"), unsealed=False))
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    with Killer() as made:
+        yield made
 
 
 async def test_a_race_without_any_death_ends_well(chain: Template, tmp_path: Path) -> None:
@@ -41,9 +48,9 @@ async def test_a_race_without_any_death_ends_well(chain: Template, tmp_path: Pat
 
 
 @pytest.mark.parametrize("step", [*BUILD_STEPS[1::2], *COMMIT_STEPS, "delete-intent", *SWAP_STEPS[1::2], "rename"])
-async def test_killed_in_the_middle_of_a_race(chain: Template, tmp_path: Path, step: str) -> None:
+async def test_killed_in_the_middle_of_a_race(chain: Template, killer: Killer, tmp_path: Path, step: str) -> None:
     chain.copy(tmp_path)
-    run_and_kill(tmp_path, "race", step)
+    killer.kill(tmp_path, "race", step)
 
     async with open_rig(tmp_path) as rig:
         there = await committed(rig, [*chain.disks])

@@ -1,4 +1,4 @@
-"""Repositories that are made once and copied for each test, and a process that is killed halfway."""
+"""Repositories that are made once and copied for each test, and processes that are killed halfway."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from repository_rig import CLUSTER, SIZE, VM, Rig, content, noise, open_rig, tree
 
@@ -120,11 +121,31 @@ ACTIONS: dict[str, Callable[[Rig, int], Awaitable[Any]]] = {
 }
 
 
-def run_and_kill(home: Path, action: str, step: str, occurrence: int = 1) -> None:
-    """Lets a process of its own do something; it kills itself right after a step, at its n-th time."""
-    command = [sys.executable, __file__, str(home), action, step, str(occurrence)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
+class Killer:
+    """Lets processes die in the middle of an action.
+
+    They are forked from one that has imported everything: what an interpreter's start takes is paid once.
+    """
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__]
+        self._forker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+    def kill(self, home: Path, action: str, step: str, occurrence: int = 1) -> None:
+        """Does an action in a process that kills itself right after a step, at its n-th time."""
+        asking, answering = self._forker.stdin, self._forker.stdout
+        assert asking is not None
+        assert answering is not None
+        asking.write(json.dumps([str(home), action, step, occurrence]).encode() + b"\n")
+        asking.flush()
+        assert json.loads(answering.readline()) == -signal.SIGKILL
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._forker.pid, signal.SIGKILL)
+        self._forker.communicate()
 
 
 def leftovers(root: Path) -> list[str]:
@@ -167,5 +188,20 @@ async def _die(home: Path, action: str, step: str, occurrence: int) -> None:
     await ACTIONS[action](rig, 1)
 
 
+def _fork_for_each_line() -> None:
+    for line in sys.stdin:
+        home, action, step, occurrence = json.loads(line)
+        child = os.fork()
+        if not child:
+            try:
+                asyncio.run(_die(Path(home), action, step, occurrence))
+            except BaseException:  # noqa: BLE001 - a child must never return into the loop of its parent
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    asyncio.run(_die(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    _fork_for_each_line()

@@ -1,4 +1,7 @@
-"""A process may die after any step of seal, commit and delete: doing it again finishes, and nobody else is harmed."""
+"""A process may stop after any step of seal, commit and delete: doing it again finishes, and nobody else is harmed.
+
+Sealing again, and what a start finishes: `test_repository_killed_early.py`, where the process really dies.
+"""
 
 from __future__ import annotations
 
@@ -40,26 +43,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 def leftovers(root: Path) -> list[str]:
     return [name for name in tree(root) if name.endswith((".partial", ".areas")) or ".new-" in name]
-
-
-@pytest.mark.parametrize("step", SEAL_STEPS)
-async def test_seal_finishes_after_death_at_any_step(rig: Rig, step: str) -> None:
-    full = await rig.backup("job-0", noise(SIZE, 1))
-    before = tree(rig.root)
-    disk = noise(CLUSTER, 2) + noise(SIZE, 1)[CLUSTER:]
-    placed = await rig.written("job-1", disk, [Extent(0, CLUSTER)], parent=full.layer.layer_id)
-    rig.kill_at = step
-    with pytest.raises(Killed):
-        await rig.parts.sealer.seal(Holder("job-1", 1), placed.layer.layer_id, "changed areas")
-    await rig.restart()
-
-    again = await rig.layer("job-1", parent=full.layer.layer_id, attempt=2)
-    sealed = await rig.parts.sealer.seal(Holder("job-1", 2), again.layer.layer_id, "changed areas")
-    await rig.commit("job-1", sealed, attempt=2)
-
-    assert rig.content(sealed) == disk
-    assert leftovers(rig.root) == []
-    assert {name: digest for name, digest in tree(rig.root).items() if name in before} == before
 
 
 @pytest.mark.parametrize("step", SEAL_STEPS)
@@ -130,17 +113,13 @@ async def test_death_before_the_points_file_leaves_no_point(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("step", DELETE_STEPS)
-@pytest.mark.parametrize("how", ["again", "by the start"])
-async def test_a_delete_is_finished_after_death_at_any_step(rig: Rig, step: str, how: str) -> None:
+async def test_a_delete_that_stopped_at_any_step_is_finished_by_the_next_try(rig: Rig, step: str) -> None:
     layers, disks = await rig.chain_of(3)
     rig.kill_at = step
     with pytest.raises(Killed):
         await rig.parts.deleter.delete(Holder("delete-1", 1), ["job-1"], cascade=True)
-    if how == "again":
-        rig.kill_at = ""
-        await rig.parts.deleter.delete(Holder("delete-1", 2), ["job-1"], cascade=True)
-    else:
-        await rig.restart()
+    rig.kill_at = ""
+    await rig.parts.deleter.delete(Holder("delete-1", 2), ["job-1"], cascade=True)
 
     for gone in ("job-1", "job-2"):
         with pytest.raises(PointNotFound):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from repository_rig import open_rig
 from repository_template import (
     ACTIONS,
     DELETED,
+    Killer,
     Template,
     committed,
     leftovers,
     make_template,
     require_points,
-    run_and_kill,
 )
 
 from sendense_repository.steps import CONSOLIDATE_STEPS, SWAP_STEPS
@@ -28,12 +29,20 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Template:
     return asyncio.run(make_template(tmp_path_factory.mktemp("chain"), unsealed=False))
 
 
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    with Killer() as made:
+        yield made
+
+
 @pytest.mark.parametrize(
     ("step", "occurrence"), [*((step, 1) for step in CONSOLIDATE_STEPS), *((step, 2) for step in SWAP_STEPS)]
 )
-async def test_killed_while_consolidating(chain: Template, tmp_path: Path, step: str, occurrence: int) -> None:
+async def test_killed_while_consolidating(
+    chain: Template, killer: Killer, tmp_path: Path, step: str, occurrence: int
+) -> None:
     chain.copy(tmp_path)
-    run_and_kill(tmp_path, "consolidate", step, occurrence)
+    killer.kill(tmp_path, "consolidate", step, occurrence)
 
     async with open_rig(tmp_path) as rig:
         begun = CONSOLIDATE_STEPS.index(step) >= CONSOLIDATE_STEPS.index("delete-intent")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repository_rig import open_rig
+from repository_rig import open_rig, tree
 from repository_template import (
     ACTIONS,
     UNSEALED_JOB,
+    Killer,
     Template,
     committed,
     leftovers,
     make_template,
     require_points,
-    run_and_kill,
 )
 
 from sendense_repository.steps import DELETE_STEPS, SEAL_STEPS
@@ -33,10 +34,17 @@ def unsealed(tmp_path_factory: pytest.TempPathFactory) -> Template:
     return asyncio.run(make_template(tmp_path_factory.mktemp("unsealed"), unsealed=True))
 
 
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    with Killer() as made:
+        yield made
+
+
 @pytest.mark.parametrize("step", SEAL_STEPS)
-async def test_killed_while_sealing(unsealed: Template, tmp_path: Path, step: str) -> None:
-    unsealed.copy(tmp_path)
-    run_and_kill(tmp_path, "seal", step)
+async def test_killed_while_sealing(unsealed: Template, killer: Killer, tmp_path: Path, step: str) -> None:
+    root = unsealed.copy(tmp_path)
+    before = {name: digest for name, digest in tree(root).items() if not name.startswith(unsealed.names[UNSEALED_JOB])}
+    killer.kill(tmp_path, "seal", step)
 
     async with open_rig(tmp_path) as rig:
         assert await committed(rig, [*unsealed.disks]) == ["job-0", "job-1"]
@@ -46,12 +54,14 @@ async def test_killed_while_sealing(unsealed: Template, tmp_path: Path, step: st
 
         require_points(unsealed, rig, [*unsealed.disks])
         assert leftovers(rig.root) == []
+        after = tree(rig.root)
+        assert [name for name, digest in before.items() if after[name] != digest] == []
 
 
 @pytest.mark.parametrize("step", DELETE_STEPS)
-async def test_killed_while_deleting(chain: Template, tmp_path: Path, step: str) -> None:
+async def test_killed_while_deleting(chain: Template, killer: Killer, tmp_path: Path, step: str) -> None:
     chain.copy(tmp_path)
-    run_and_kill(tmp_path, "delete", step)
+    killer.kill(tmp_path, "delete", step)
 
     async with open_rig(tmp_path) as rig:
         # The intent is the first step: what was begun is finished by the start alone.

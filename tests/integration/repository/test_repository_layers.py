@@ -167,14 +167,18 @@ async def test_journaled_zeroes_that_are_stored_as_data_are_read(rig: Rig, store
 async def test_leaked_clusters_are_repaired_before_the_seal(rig: Rig) -> None:
     placed = await rig.written("job", DISK)
     image = rig.image(placed)
+    taken = image.stat().st_blocks
     with image.open("r+b") as file:
         table_offset = struct.unpack_from(">Q", file.read(72), 48)[0]
         file.seek(table_offset)
         block = struct.unpack(">Q", file.read(8))[0]
         unused = -(-image.stat().st_size // CLUSTER)
-        file.truncate((unused + 1) * CLUSTER)
+        file.truncate(unused * CLUSTER)
+        file.seek(0, os.SEEK_END)
+        file.write(noise(16 * CLUSTER, 5))
         file.seek(block + 2 * unused)
-        file.write(b"\0\1")
+        file.write(b"\0\1" * 16)
+    assert image.stat().st_blocks > taken
     with pytest.raises(AssertionError, match="leaked clusters"):
         qemu("qemu-img", "check", "-f", "qcow2", image)
 
@@ -182,6 +186,21 @@ async def test_leaked_clusters_are_repaired_before_the_seal(rig: Rig) -> None:
 
     qemu("qemu-img", "check", "-f", "qcow2", rig.image(sealed))
     assert rig.content(sealed) == DISK
+    assert rig.image(sealed).stat().st_blocks <= taken
+
+
+async def test_a_leak_below_what_is_in_use_takes_no_room(rig: Rig) -> None:
+    image = rig.image(await rig.layer("job"))
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 2M 1M", image)
+    for number in range(16):
+        forget_cluster(image, 2 * MIB + number * CLUSTER)
+    placed = await rig.written("job", DISK)
+    assert image.stat().st_blocks * 512 >= 3 * MIB
+
+    sealed = await rig.parts.sealer.seal(Holder("job", 1), placed.layer.layer_id, "")
+
+    assert rig.content(sealed) == DISK
+    assert sealed.layer.stored_bytes <= 2 * MIB + CLUSTER
 
 
 async def test_a_layer_that_a_writer_has_open_is_not_sealed_and_not_discarded(rig: Rig, short_tmp: Path) -> None:
