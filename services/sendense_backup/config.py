@@ -37,7 +37,9 @@ class BackupSettings(ServiceSettings):
             chance: a change that change tracking left out is found so.
         audit_share: The same as a share of the disk's blocks, 0 to 1; the larger of both counts. 1 compares all.
         audit_runs: After so many restore points each block of a disk was compared once: with each one the next of so
-            many slices is compared whole. 0 for no slices.
+            many slices is compared whole; more and smaller ones where `audit_slice_bytes` says so. 0 for no slices.
+        audit_slice_bytes: The most bytes of a disk in one slice: what an increment of a large disk costs though little
+            changed. The largest disk that `audit_runs` still covers is their product.
         max_snapshots: A VM with more snapshots than this is refused: a deep chain slows it and may break.
         min_datastore_free_bytes: A VM on a datastore with less room is refused: a growing snapshot stops VMs.
     """
@@ -65,6 +67,7 @@ class BackupSettings(ServiceSettings):
     audit_blocks: int = Field(default=256, ge=0)
     audit_share: float = Field(default=0.0, ge=0, le=1)
     audit_runs: int = Field(default=365, ge=0, le=1_000_000)
+    audit_slice_bytes: int = Field(default=512 << 20, ge=64 << 20)
     max_snapshots: int = Field(default=30, ge=0)
     min_datastore_free_bytes: int = Field(default=256 << 20, ge=0)
 

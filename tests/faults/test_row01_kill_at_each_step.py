@@ -45,15 +45,15 @@ def test_every_workflow_has_a_scenario() -> None:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def settings(request: pytest.FixtureRequest, sendense_home: Path) -> AsyncIterator[BackupSettings]:
+async def settings(request: pytest.FixtureRequest, memory_home: Path) -> AsyncIterator[BackupSettings]:
     if request.param == "sqlite":
-        made = settings_for(sendense_home)
+        made = settings_for(memory_home)
         await make_catalogue(made)
         yield made
         return
     with postgres() as url:
         await asyncio.to_thread(upgrade, url)
-        yield settings_for(sendense_home, SENDENSE_DATABASE_URL=url)
+        yield settings_for(memory_home, SENDENSE_DATABASE_URL=url)
 
 
 @pytest.mark.faults

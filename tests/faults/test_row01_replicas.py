@@ -38,10 +38,10 @@ MUTATIONS = (
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-async def test_twenty_vms_over_two_replicas_five_at_once_and_one_replica_dies(sendense_home: Path) -> None:
+async def test_twenty_vms_over_two_replicas_five_at_once_and_one_replica_dies(memory_home: Path) -> None:
     with postgres_server() as server:
         await asyncio.to_thread(upgrade, server.url)
-        settings = settings_for(sendense_home, SENDENSE_DATABASE_URL=server.url)
+        settings = settings_for(memory_home, SENDENSE_DATABASE_URL=server.url)
         limit = {"SENDENSE_BACKUP_JOBS_AT_ONCE": str(LIMIT)}
         async with world_serving(settings) as world:
             for number in range(VMS):
@@ -56,7 +56,7 @@ async def test_twenty_vms_over_two_replicas_five_at_once_and_one_replica_dies(se
                 started = await asyncio.gather(*(both[number % 2].start(f"vm{number}") for number in range(VMS)))
                 await until(lambda: len(world.points) >= VMS // 2, "half of the VMs are backed up")
                 await kill(victim, settings)
-                ended = await asyncio.gather(*(second.ended(each.backup_id) for each in started))
+                ended = await second.all_ended(started)
                 await cleaned(world)
     assert Counter(each.status for each in ended) == {"completed": VMS}
     assert Counter(point.vm_name for point in world.points) == {f"vm{number}": 1 for number in range(VMS)}
@@ -67,10 +67,10 @@ async def test_twenty_vms_over_two_replicas_five_at_once_and_one_replica_dies(se
 
 @pytest.mark.faults
 @pytest.mark.timeout(400)
-async def test_a_replica_that_was_only_stopped_is_refused_by_every_service(sendense_home: Path) -> None:
+async def test_a_replica_that_was_only_stopped_is_refused_by_every_service(memory_home: Path) -> None:
     with postgres_server() as server:
         await asyncio.to_thread(upgrade, server.url)
-        settings = settings_for(sendense_home, SENDENSE_DATABASE_URL=server.url)
+        settings = settings_for(memory_home, SENDENSE_DATABASE_URL=server.url)
         async with world_serving(settings) as world:
             await _stop_and_continue(settings, world, server)
 
@@ -94,7 +94,7 @@ async def _stop_and_continue(settings: BackupSettings, world: World, server: Ser
         with stop(process):
             await asyncio.to_thread(_cut_off, server)
             async with service_process(other) as (_, second):
-                ended = await asyncio.gather(*(second.ended(each.backup_id) for each in started))
+                ended = await second.all_ended(started)
                 assert {each.status for each in ended} == {"completed"}
                 cont(process)
                 release.set()
@@ -111,7 +111,7 @@ async def _stop_and_continue(settings: BackupSettings, world: World, server: Ser
 
 def _cut_off(server: Server) -> None:
     """Ends the connections that hold the replicas' locks, as a broken network would."""
-    with psycopg.connect(server.plain_url, autocommit=True) as connection:
+    with psycopg.connect(server.plain_url, autocommit=True, connect_timeout=30) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'backup-%'"
         )

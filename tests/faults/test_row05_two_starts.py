@@ -19,10 +19,10 @@ from sendense_rpc.errors import Kind, RemoteError
 
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-async def test_one_start_wins_over_two_replicas_and_a_foreign_snapshot_stays(sendense_home: Path) -> None:
+async def test_one_start_wins_over_two_replicas_and_a_foreign_snapshot_stays(memory_home: Path) -> None:
     with postgres_server() as server:
         await asyncio.to_thread(upgrade, server.url)
-        settings = settings_for(sendense_home, SENDENSE_DATABASE_URL=server.url)
+        settings = settings_for(memory_home, SENDENSE_DATABASE_URL=server.url)
         async with world_serving(settings) as world:
             vm = world.add_vm("web")
             vm.tracking = True

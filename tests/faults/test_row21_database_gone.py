@@ -19,10 +19,10 @@ VMS = 6
 @pytest.mark.faults
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("moment", ["copying", "committing"])
-async def test_jobs_survive_a_database_that_is_killed_under_them(sendense_home: Path, moment: str) -> None:
+async def test_jobs_survive_a_database_that_is_killed_under_them(memory_home: Path, moment: str) -> None:
     with postgres_server() as server:
         await asyncio.to_thread(upgrade, server.url)
-        settings = settings_for(sendense_home, SENDENSE_DATABASE_URL=server.url)
+        settings = settings_for(memory_home, SENDENSE_DATABASE_URL=server.url)
         async with world_serving(settings) as world:
             for number in range(VMS):
                 world.add_vm(f"vm{number}")
@@ -39,7 +39,7 @@ async def test_jobs_survive_a_database_that_is_killed_under_them(sendense_home: 
                 if moment == "committing":
                     world.holds.pop("CommitPoint.answer").set()
                 await asyncio.to_thread(server.start)
-                ended = await asyncio.gather(*(client.ended(each.backup_id) for each in started))
+                ended = await client.all_ended(started)
                 assert process.returncode is None, "the service did not live through it"
                 assert [(each.status, each.error_message) for each in ended] == [("completed", "")] * VMS
                 await cleaned(world)

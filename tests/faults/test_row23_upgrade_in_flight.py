@@ -26,8 +26,8 @@ DESTROYED_ON_PURPOSE: dict[str, set[str]] = {}
 
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-async def test_jobs_that_an_older_version_began_end_as_upgraded_with_all_undone(sendense_home: Path) -> None:
-    settings = settings_for(sendense_home)
+async def test_jobs_that_an_older_version_began_end_as_upgraded_with_all_undone(memory_home: Path) -> None:
+    settings = settings_for(memory_home)
     await make_catalogue(settings)
     catalogue = Catalogue(settings.catalogue_url)
     async with world_serving(settings) as world:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 from sendense_backup.clients.repository import Sample
+from sendense_backup.config import BackupSettings
 from sendense_backup.errors import Cancelled, CaptureStalled, ChangeTrackingWrong, LostSnapshot
 from sendense_backup.model import JobDisk
 from sendense_backup.store import leases
@@ -54,6 +55,13 @@ async def audit(work: Work, position: int) -> Outcome:
     return {}
 
 
+def slices_of(settings: BackupSettings, capacity_bytes: int) -> int:
+    """Returns how many restore points it takes until all of a disk was compared: one slice is compared with each."""
+    if not settings.audit_runs:
+        return 0
+    return max(settings.audit_runs, -(-capacity_bytes // settings.audit_slice_bytes))
+
+
 async def _batches(work: Work, row: JobDisk) -> AsyncIterator[list[Sample]]:
     settings = work.runtime.settings
     # Known to nobody before, and the same when the step is repeated.
@@ -63,7 +71,7 @@ async def _batches(work: Work, row: JobDisk) -> AsyncIterator[list[Sample]]:
         row.layer_id,
         blocks=settings.audit_blocks,
         share=settings.audit_share,
-        slices=settings.audit_runs,
+        slices=slices_of(settings, row.capacity_bytes),
         seed=seed,
     )
     async with aclosing(pages):  # type: ignore[type-var]

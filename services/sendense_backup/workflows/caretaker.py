@@ -76,21 +76,27 @@ class Caretaker:
 
     async def sweep(self) -> None:
         """Goes over all jobs once."""
-        for job in await self._runtime.catalogue.jobs.active():
+        jobs = await self._runtime.catalogue.jobs.active()
+        running = [each for each in jobs if each.phase != RELEASE_PHASE and each.admitted_at is not None]
+        operations = [
+            each for each in await self._runtime.catalogue.operations.active() if each.admitted_at is not None
+        ]
+        # All at once: hundreds of jobs may run, and each look at a workflow is a transaction of its own.
+        ids = [*(each.backup_id for each in running), *(each.operation_id for each in operations)]
+        states = await self._engine.states(ids)
+        for job in jobs:
             if job.phase == RELEASE_PHASE:
                 await self._release(job)
-            elif job.admitted_at is not None:
-                await self._look_after(job)
-        for operation in await self._runtime.catalogue.operations.active():
-            if operation.admitted_at is not None:
-                await self._look_after_operation(operation)
+        for job in running:
+            await self._look_after(job, *states.get(job.backup_id, ("", "")))
+        for operation in operations:
+            await self._look_after_operation(operation, *states.get(operation.operation_id, ("", "")))
         left = await self._runtime.catalogue.leases.left_behind()
         self._rounds = {backup_id: each for backup_id, each in self._rounds.items() if backup_id in left}
         for backup_id in left:
             await self._give_back(backup_id)
 
-    async def _look_after(self, job: Job) -> None:
-        status, version = await self._engine.state(job.backup_id)
+    async def _look_after(self, job: Job, status: str, version: str) -> None:
         if not status:
             await self._engine.enqueue(job.backup_id, BACKUP)
         elif status in ENDED:
@@ -114,8 +120,7 @@ class Caretaker:
             return
         await self._release(job)
 
-    async def _look_after_operation(self, operation: Operation) -> None:
-        status, version = await self._engine.state(operation.operation_id)
+    async def _look_after_operation(self, operation: Operation, status: str, version: str) -> None:
         if not status:
             await self._engine.enqueue(operation.operation_id, operation.kind)
         elif status in ENDED:
@@ -141,7 +146,7 @@ class Caretaker:
 
     async def _release(self, job: Job) -> None:
         first = release_id(job.backup_id)
-        status, _ = await self._engine.state(first)
+        status = await self._engine.status(first)
         if not status:
             await self._engine.release(job.backup_id, first)
         elif status in ENDED and not (await self._runtime.catalogue.running.read(job.backup_id)).final:
@@ -152,7 +157,7 @@ class Caretaker:
         last = self._rounds.get(backup_id, _Round(release_id(backup_id), 0.0, self._runtime.settings.sweep_seconds))
         if time.monotonic() < last.not_before:
             return
-        status, _ = await self._engine.state(last.workflow_id)
+        status = await self._engine.status(last.workflow_id)
         if status and status not in ENDED:
             return
         attempt = (await self._runtime.catalogue.running.read(backup_id)).attempt

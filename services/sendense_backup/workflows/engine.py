@@ -6,6 +6,7 @@ Who this process is to DBOS, and what becomes of a dead one's jobs, is in `execu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Self
 
 import structlog
@@ -100,10 +101,16 @@ class Engine:
         with SetWorkflowID(workflow_id):
             await DBOS.start_workflow_async(WORKFLOWS["release"].run, backup_id)
 
-    async def state(self, workflow_id: str) -> tuple[str, str]:
-        """Returns a workflow's status and the version that began it; both empty when there is none."""
-        status = await DBOS.get_workflow_status_async(workflow_id)
-        return (status.status, status.app_version or "") if status else ("", "")
+    async def states(self, workflow_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Returns of each of these workflows that exists its status and the version that began it."""
+        if not workflow_ids:
+            return {}
+        found = await DBOS.list_workflows_async(workflow_ids=list(workflow_ids), load_input=False, load_output=False)
+        return {each.workflow_id: (each.status, each.app_version or "") for each in found}
+
+    async def status(self, workflow_id: str) -> str:
+        """Returns a workflow's status; empty when there is none."""
+        return (await self.states([workflow_id])).get(workflow_id, ("", ""))[0]
 
     async def stop(self) -> None:
         """Stops without undoing anything: what is pending goes on at the next start."""

@@ -14,8 +14,8 @@ from sendense_backup.config import BackupSettings
 
 
 @pytest.fixture
-async def settings(sendense_home: Path) -> BackupSettings:
-    made = settings_for(sendense_home)
+async def settings(memory_home: Path) -> BackupSettings:
+    made = settings_for(memory_home)
     await make_catalogue(made)
     return made
 

@@ -42,15 +42,28 @@ async def service_process(
             **environment,
         },
     )
-    await until(lambda: process.returncode is not None or settings.socket("backup").is_socket(), "the service listens")
-    peer = unix_peer(settings.socket("backup"), settings.identity_file("backup"))
     try:
-        yield process, Client(peer)
+        listens = settings.socket("backup").is_socket
+        await until(lambda: process.returncode is not None or listens(), "the service listens")
+        peer = unix_peer(settings.socket("backup"), settings.identity_file("backup"))
+        try:
+            yield process, Client(peer)
+        finally:
+            await peer.close()
     finally:
-        await peer.close()
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 60)
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends the service; one that does not end fails the test, and is not left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), 120)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
 
 
 async def kill(process: asyncio.subprocess.Process, settings: BackupSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,10 @@ class Client:
                 if backup.status in ("completed", "failed", "cancelled"):
                     return backup
                 await asyncio.sleep(0.15)
+
+    async def all_ended(self, started: Iterable[backup_pb2.Backup]) -> list[backup_pb2.Backup]:
+        """Waits for one after the other: as many clients that ask would take the time of the service that works."""
+        return [await self.ended(each.backup_id) for each in started]
 
     async def job(self, job_id: str) -> job_pb2.Job:
         return await self.peer.call(self.jobs.GetJob, job_pb2.GetJobRequest(job_id=job_id))

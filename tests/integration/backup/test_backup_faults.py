@@ -58,7 +58,7 @@ async def test_failure_at_each_step_releases_everything_and_says_why(settings: B
     kept = {each.backup_id: world.point_contents(each.backup_id) for each in world.points}
     wrong: list[str] = []
     async with running(settings, saboteur) as client:
-        ended = await asyncio.gather(*(client.run(name, "incremental") for name in names))
+        ended = await client.all_ended([await client.start(name, "incremental") for name in names])
         for name, backup in zip(names, ended, strict=True):
             step, moment = saboteur.plan[name]
             made = step == UNSNAPSHOT.name or (step, moment) == (COMMIT.name, "executed")

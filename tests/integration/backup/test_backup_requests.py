@@ -91,7 +91,8 @@ async def test_the_same_request_id_returns_the_same_backup(client: Client, world
 async def test_backups_of_one_second_have_ids_of_their_own_and_a_prefix_finds_one(client: Client, world: World) -> None:
     for number in range(3):
         world.add_vm("same", path=f"/DC/vm/{number}")
-    backups = await asyncio.gather(*(client.run("", vm_uuid=vm.uuid) for vm in world.vms))
+    started = await asyncio.gather(*(client.start("", vm_uuid=vm.uuid) for vm in world.vms))
+    backups = await client.all_ended(started)
     ids = {each.backup_id for each in backups}
     assert len(ids) == 3
     ambiguous = await refused(client.get("backup-same-"))

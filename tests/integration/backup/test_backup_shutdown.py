@@ -38,7 +38,7 @@ async def test_a_start_during_shutdown_is_refused_and_the_same_request_is_done_o
     async with service_process(settings) as (_, client):
         await _answers(client)
         again = [await client.start(f"vm{n}", request_id=f"r{n}") for n in range(6)]
-        ended = await asyncio.gather(*(client.ended(each.backup_id) for each in again))
+        ended = await client.all_ended(again)
         assert {each.status for each in ended} == {"completed"}
         listed = await client.peer.call(client.jobs.ListJobs, job_pb2.ListJobsRequest(kind="backup"))
         assert {each.job_id for each in listed.jobs} == {each.backup_id for each in again}
