@@ -23,6 +23,7 @@ from sendense_blockio.journal import entry_extents, read_journal
 from sendense_qemu import img
 from sendense_qemu.img import MapExtent
 from sendense_repository.audit_sample import SampleSize, choose_blocks
+from sendense_repository.doubts import doubt_layers
 from sendense_repository.errors import LayerNotSealed
 from sendense_repository.image_data import ImageData
 from sendense_repository.journals import journal_header
@@ -95,7 +96,9 @@ class AuditDesk:
         allocation, _ = await self._mapped(placed)
         depth = _writers_depth(allocation, list(areas), len(chain))
         doubtful = [layer for layer in chain[1 : depth + 1] if layer.point_id]
-        await self._catalogue.suspicions.put([layer.layer_id for layer in doubtful], finding)
+        root = placed.repository.path
+        async with self._locks.hold(vm_lock(placed.layer.repository_id, placed.layer.vm_uuid)):
+            await doubt_layers(self._catalogue, root, doubtful, finding)
         points = [str(layer.point_id) for layer in doubtful]
         log.error("restore points are suspect", layer_id=layer_id, points=points, finding=finding)
         return points

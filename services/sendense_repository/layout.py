@@ -77,6 +77,7 @@ class LayerFiles:
         areas: What is to be copied; gone when the layer is sealed.
         journal: What was copied.
         sidecar: Everything that is known of the sealed layer.
+        doubt: Why the sealed layer's content may be wrong; most have none.
         merged: The image that is to take the sealed one's place, with the layers below merged into it.
         merged_journal: The journal of that.
         merged_sidecar: The sidecar of that; written last, and only when the others are proven.
@@ -88,6 +89,7 @@ class LayerFiles:
     areas: Path
     journal: Path
     sidecar: Path
+    doubt: Path
     merged: Path
     merged_journal: Path
     merged_sidecar: Path
@@ -103,6 +105,7 @@ class LayerFiles:
             areas=sealed.with_name(f"{sealed.name}.areas"),
             journal=sealed.with_name(f"{sealed.name}.journal"),
             sidecar=sealed.with_name(f"{sealed.name}.json"),
+            doubt=sealed.with_name(f"{sealed.name}.doubt"),
             merged=sealed.with_name(f"{sealed.name}{MERGED_SUFFIX}"),
             merged_journal=sealed.with_name(f"{sealed.name}{MERGED_SUFFIX}.journal"),
             merged_sidecar=sealed.with_name(f"{sealed.name}{MERGED_SUFFIX}.json"),
@@ -121,7 +124,8 @@ class LayerFiles:
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file, the sidecar first: without it the rest is no layer."""
-        return (self.sidecar, self.sealed, self.partial, self.fresh, self.areas, self.journal, *self.of_merge)
+        own = (self.sidecar, self.sealed, self.partial, self.fresh, self.areas, self.journal, self.doubt)
+        return (*own, *self.of_merge)
 
     @property
     def of_merge(self) -> tuple[Path, ...]:

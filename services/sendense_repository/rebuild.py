@@ -10,6 +10,7 @@ import structlog
 
 from sendense_repository import durable
 from sendense_repository.documents import DocumentError
+from sendense_repository.doubts import agree_on_doubts
 from sendense_repository.errors import LayerDamaged, PointNotFound
 from sendense_repository.file_flags import unprotect
 from sendense_repository.layout import LayerFiles
@@ -76,6 +77,7 @@ class Rebuilder:
         layers = [replace(layer, point_id=backup_id) for layer in point.layers]
         record = replace(point.record, vm_context_id=vm_context_id or point.record.vm_context_id)
         await self._catalogue.points.adopt(record, layers)
+        await agree_on_doubts(self._catalogue, repository.path, layers)
         log.info("restore point imported", backup_id=backup_id, vm_uuid=vm_uuid, layers=len(layers))
 
 

@@ -15,6 +15,7 @@ import structlog
 
 from sendense_repository import durable, layout, pointfile
 from sendense_repository.documents import DocumentError
+from sendense_repository.doubts import agree_on_doubts
 from sendense_repository.errors import LayerDamaged, RepositoryUnusable
 from sendense_repository.merging import remove_merge
 from sendense_repository.records import LayerRecord, RepositoryRecord
@@ -87,6 +88,8 @@ class Reconciler:
         for vm_uuid in sorted(directories | deleting):
             await self.reconcile_vm(repository, vm_uuid)
             await self.remove_leftovers(repository, vm_uuid)
+            of_vm = await self._catalogue.layers.of_vm(repository.repository_id, vm_uuid)
+            await agree_on_doubts(self._catalogue, repository.path, of_vm)
         await asyncio.to_thread(_remove_temporaries, repository.path)
 
 

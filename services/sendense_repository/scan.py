@@ -24,7 +24,7 @@ MAX_FINDINGS = 10_000
 _VM_DIRECTORY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DISK_DIRECTORY = re.compile(r"disk-\d+")
 _OF_LAYER = re.compile(
-    r"((full|incr)-\d{8}-\d{6}\.qcow2)(\.partial|\.areas|\.journal|\.json|\.merged(\.journal|\.json)?)?"
+    r"((full|incr)-\d{8}-\d{6}\.qcow2)(\.partial|\.areas|\.journal|\.json|\.doubt|\.merged(\.journal|\.json)?)?"
 )
 
 

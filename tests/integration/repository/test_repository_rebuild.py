@@ -10,11 +10,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from repository_rig import VM, Rig, noise, open_rig, tree
+from repository_rig import CLUSTER, VM, Rig, noise, open_rig, tree
 
 from sendense_blockio.extents import Extent
 from sendense_repository import documents
 from sendense_repository.errors import LayerDamaged, PointNotFound, RepositoryUnusable
+from sendense_repository.integrity_view import IntegrityView
 from sendense_repository.layout import MARKER_NAME
 from sendense_repository.options import RepositoryOptions
 from sendense_repository.parentage import SIDECAR_KIND
@@ -79,6 +80,45 @@ async def test_a_merged_layer_is_imported_under_the_names_that_storage_gives_it(
     assert last.state == "done"
     assert (await upkeep.integrity.of_point((await second.parts.points.get("job-3")).point)).state == "verified"
     assert rig.content(layers[3]) == disks[3]
+
+
+async def doubted(rig: Rig, repository: str) -> dict[str, str]:
+    """Why each point may be wrong, as the catalogue has it."""
+    repository_id = (await rig.parts.registry.get(repository)).repository_id
+    points = await rig.parts.catalogue.points.of_vm(repository_id, VM)
+    known = await IntegrityView(rig.parts.catalogue).of_points(points)
+    return {backup_id: each.suspicion for backup_id, each in known.items() if each.suspicion}
+
+
+async def test_doubts_are_kept_on_storage_and_imported_with_their_points(rig: Rig, second: Rig) -> None:
+    layers, disks = await rig.chain_of(3)
+    newest = await rig.sealed("job-3", disks[-1], [Extent(60 * CLUSTER, CLUSTER)], parent=layers[-1].layer.layer_id)
+    areas = [Extent(2 * CLUSTER, CLUSTER)]
+    await rig.parts.audits.mark_suspect(Holder("job-3", 1), newest.layer.layer_id, areas, "one block differs")
+    files = [placed.layer.files(rig.root) for placed in layers]
+    assert [each.doubt.exists() for each in files] == [False, False, True]
+    assert not any(name.endswith(".doubt") for name in kinds(await scan(rig)))
+
+    files[2].doubt.unlink()
+    await rig.restart()
+    assert files[2].doubt.exists(), "what the catalogue knows is written again"
+    await rig.parts.layers.discard(Holder("job-3", 1), newest.layer.layer_id)
+    upkeep = await take_over(second, rig)
+    await upkeep.rebuilder.adopt("old", ["job-0", "job-1", "job-2"])
+    assert await doubted(second, "old") == {"job-2": "one block differs"}
+
+    await rig.parts.deleter.delete(Holder("delete", 1), ["job-2"], cascade=True)
+    assert not any(path.name.endswith(".doubt") for path in rig.root.rglob("*")), "it goes with its layer"
+
+
+async def test_a_doubt_that_cannot_be_read_is_a_doubt(rig: Rig, second: Rig) -> None:
+    layers, _ = await rig.chain_of(2)
+    layers[0].layer.files(rig.root).doubt.write_text('{"format": 1, "kind": "dou')
+    upkeep = await take_over(second, rig)
+    await upkeep.rebuilder.adopt("old", ["job-0", "job-1"])
+    assert "cannot be used" in (await doubted(second, "old"))["job-0"]
+    await rig.restart()
+    assert list(await doubted(rig, "local")) == ["job-0"], "a start looks as well"
 
 
 async def test_an_uncommitted_layer_is_never_imported(rig: Rig, second: Rig) -> None:
