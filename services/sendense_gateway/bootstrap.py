@@ -150,7 +150,10 @@ def _connection_manager(inputs: Inputs) -> Config:
                 {
                     "name": "public",
                     "domains": ["*"],
-                    "routes": [*_preflight(inputs.settings.allowed_origins), *routes(inputs.contract)],
+                    "routes": [
+                        *_preflight(inputs.settings.allowed_origins),
+                        *routes(inputs.contract, inputs.settings.max_body_bytes),
+                    ],
                     "typed_per_filter_config": _cors_policy(inputs.settings.allowed_origins),
                 }
             ],

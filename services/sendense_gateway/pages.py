@@ -13,7 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sendense_gateway.api_docs import add_docs
 from sendense_gateway.edge_tokens import KEYS_PATH, OIDC, OWN
-from sendense_gateway.routes import METRICS_PATH, OPENAPI_PATH
+from sendense_gateway.oversize import refuse_oversize
+from sendense_gateway.routes import API_PREFIX, METRICS_PATH, OPENAPI_PATH
 from sendense_rpc.channel import Peer, service_peer
 from sendense_rpc.errors import SendenseError
 from sendense_rpc.identity import require_role
@@ -80,6 +81,8 @@ async def serving_pages(
         key_files = {OWN: settings.jwks_file, OIDC: settings.oidc_jwks_file}
         application.router.add_get(f"{KEYS_PATH}{{provider:{OWN}|{OIDC}}}", keys)
         add_docs(application)
+        # Envoy leads nothing else of the API here.
+        application.router.add_route("*", API_PREFIX + "{rest:.*}", refuse_oversize)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

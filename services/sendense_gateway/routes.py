@@ -25,6 +25,7 @@ PAGES_CLUSTER = "gateway"
 DOWNLOADS_CLUSTER = "restore-http"
 REFLECTION_OWNER = "access"
 OPENAPI_PATH = "/api/v1/openapi.json"
+API_PREFIX = "/api/"
 METRICS_PATH = "/api/v1/metrics"
 DOCS_PATH = "/docs"
 
@@ -37,9 +38,9 @@ _REFLECTION = (
 )
 
 
-def routes(contract: Contract) -> list[Config]:
-    """Returns all routes, in their order."""
-    return [*_pages(), *_grpc(contract), *_rest(contract)]
+def routes(contract: Contract, max_body_bytes: int) -> list[Config]:
+    """Returns all routes, in their order; bodies that say to exceed `max_body_bytes` go where they are refused."""
+    return [*_pages(), *_grpc(contract), _oversize(max_body_bytes), *_rest(contract)]
 
 
 def path_regex(template: str) -> str:
@@ -75,6 +76,17 @@ def _grpc(contract: Contract) -> Iterator[Config]:
         yield _grpc_route(rpc.path, rpc.owner, streaming=rpc.streaming)
     for path in _REFLECTION:
         yield _grpc_route(path, REFLECTION_OWNER, streaming=True)
+
+
+def _oversize(max_body_bytes: int) -> Config:
+    too_large = {"name": "content-length", "range_match": {"start": max_body_bytes + 1, "end": 1 << 62}}
+    # Who asks before sending is refused at once, by Envoy, and sends nothing.
+    asks = {"name": "expect", "present_match": True, "invert_match": True}
+    return {
+        "match": {"prefix": API_PREFIX, "headers": [too_large, asks]},
+        "route": {"cluster": PAGES_CLUSTER, "timeout": UNARY_TIMEOUT},
+        "typed_per_filter_config": {**NO_TRANSCODING, BUFFER: _DISABLED},
+    }
 
 
 def _grpc_route(path: str, owner: str, *, streaming: bool) -> Config:

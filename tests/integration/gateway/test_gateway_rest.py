@@ -1,5 +1,6 @@
 """REST through the real Envoy: documented paths reach their RPC; everything else is refused with a reason."""
 
+import asyncio
 import json
 import ssl
 
@@ -244,6 +245,33 @@ async def test_large_answer_passes_and_large_body_does_not(edge):
     assert len(answer.json()["entries"]) == 700
     body = json.dumps({"vm_name": "a" * (2 << 20), "backup_type": "full"}).encode()
     assert_error(await edge.post("/api/v1/backup/start", content=body), 413, "BODY_TOO_LARGE")
+
+
+@pytest.mark.parametrize("protocol", ["--http2", "--http1.1"])
+async def test_curl_shows_why_a_large_body_is_refused(edge, tmp_path, protocol):
+    (tmp_path / "body").write_bytes(b" " * (10 << 20))
+    process = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", "--show-error", protocol, "--cacert", str(edge.ca), "--max-time", "60"),
+        *("-H", f"Authorization: Bearer {edge.token()}", "-H", "content-type: application/json"),
+        *("--data-binary", f"@{tmp_path / 'body'}", "--write-out", "\n%{http_code}"),
+        f"{edge.endpoint}/api/v1/backup/start",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said
+    body, _, status = said.rpartition(b"\n")
+    assert (status, json.loads(body)["reason"]) == (b"413", "BODY_TOO_LARGE")
+
+
+async def test_a_large_body_of_unknown_length_is_refused_too(edge):
+    async def pieces():
+        for _ in range(40):
+            yield b" " * (64 << 10)
+
+    headers = {**edge.auth(), "content-type": "application/json"}
+    answer = await edge.http.post("/api/v1/backup/start", headers=headers, content=pieces())
+    assert_error(answer, 413, "BODY_TOO_LARGE")
 
 
 async def test_large_headers_are_refused(edge):

@@ -10,29 +10,45 @@ from sendense.access.v1 import options_pb2
 from sendense_gateway.contract import Contract, packaged
 from sendense_gateway.routes import path_regex, routes
 
+MOST = 1 << 20
+"""Bytes of a body."""
+
 
 @pytest.fixture(scope="module")
 def contract() -> Contract:
     return Contract.load(packaged("descriptor.binpb"))
 
 
-def first_match(all_routes, path, verb="GET", grpc=False):
-    """What Envoy would do: the first route whose path, method and kind fit."""
+def has(header, sent):
+    """Whether a header's matcher fits what is sent."""
+    value = sent.get(header["name"])
+    if "present_match" in header:
+        return (value is not None) != header.get("invert_match", False)
+    if "range_match" in header:
+        return value is not None and header["range_match"]["start"] <= int(value) < header["range_match"]["end"]
+    return value == header["string_match"]["exact"]
+
+
+def first_match(all_routes, path, verb="GET", grpc=False, **sent):
+    """What Envoy would do: the first route whose path, headers and kind fit."""
+    sent = {":method": verb, **{name.replace("_", "-"): value for name, value in sent.items()}}
     for route in all_routes:
         match = route["match"]
         if "path" in match:
             fits = match["path"] == path
+        elif "prefix" in match:
+            fits = path.startswith(match["prefix"])
         else:
             fits = re.fullmatch(match["safe_regex"]["regex"], path) is not None
         fits = fits and ("grpc" not in match or grpc)
-        fits = fits and all(header["string_match"]["exact"] == verb for header in match.get("headers", ()))
+        fits = fits and all(has(header, sent) for header in match.get("headers", ()))
         if fits:
             return route
     return None
 
 
 def test_every_public_rpc_is_routed_to_its_owner_and_no_internal_one(contract):
-    all_routes = routes(contract)
+    all_routes = routes(contract, MOST)
     assert len(contract.public) > 20
     for rpc in contract.rpcs:
         route = first_match(all_routes, rpc.path, "POST", grpc=True)
@@ -47,11 +63,23 @@ def test_every_public_rpc_is_routed_to_its_owner_and_no_internal_one(contract):
 
 
 def test_grpc_path_is_closed_to_anything_but_grpc(contract):
-    assert first_match(routes(contract), "/sendense.backup.v1.BackupService/GetBackup", "POST") is None
+    assert first_match(routes(contract, MOST), "/sendense.backup.v1.BackupService/GetBackup", "POST") is None
+
+
+def test_a_body_that_says_to_be_too_large_goes_where_it_is_refused(contract):
+    all_routes = routes(contract, MOST)
+
+    def cluster(**sent):
+        return first_match(all_routes, "/api/v1/backup/start", "POST", **sent)["route"]["cluster"]
+
+    assert cluster(content_length=str(MOST)) == "backup"
+    assert cluster(content_length=str(MOST + 1)) == "gateway"
+    assert cluster(content_length=str(1 << 61)) == "gateway"
+    assert cluster(content_length=str(MOST + 1), expect="100-continue") == "backup"  # Envoy refuses it unsent
 
 
 def test_literal_path_beats_a_variable_and_keeps_its_methods(contract):
-    all_routes = routes(contract)
+    all_routes = routes(contract, MOST)
     assert first_match(all_routes, "/api/v1/backup/list", "GET")["route"]["cluster"] == "backup"
     assert first_match(all_routes, "/api/v1/backup/list", "DELETE")["direct_response"]["status"] == 405
     assert first_match(all_routes, "/api/v1/backup/anything", "DELETE")["route"]["cluster"] == "backup"
@@ -89,4 +117,4 @@ def test_rpc_without_role_and_internal_one_with_a_path_are_refused():
 
 def test_one_path_for_two_rpcs_is_refused():
     with pytest.raises(ValueError, match="two RPCs"):
-        routes(Contract(one_rpc(options_pb2.ROLE_VIEWER, "/api/v1/x", "/api/v1/x")))
+        routes(Contract(one_rpc(options_pb2.ROLE_VIEWER, "/api/v1/x", "/api/v1/x")), MOST)
