@@ -123,7 +123,7 @@ def retry(job_id: JobId, wait: Wait = True, json_: Json = False) -> None:
 @app.command()
 def verify(
     backup_id: Annotated[str, typer.Option("--backup-id", help="Backup id, or a unique beginning of one.")],
-    rate: Annotated[int, typer.Option("--rate", help="The most to read, in bytes a second; 0 for no limit.")] = 0,
+    rate: Annotated[int, typer.Option("--rate", help="Bytes a second to read at most; 0: as the server is set.")] = 0,
     wait: Wait = True,
     json_: Json = False,
 ) -> None:

@@ -17,12 +17,15 @@ class RepositorySettings(ServiceSettings):
         default_root: Root of the repository `local`; empty means `backups` in the state directory. Packaged
             installations set `/var/lib/sendense/backups`.
         reserve_bytes: Room of each repository's file system that is never used for backups.
+        verify_bytes_per_second: The most that a verification reads a second that names no rate, as scheduled ones do;
+            0 for no limit.
     """
 
     model_config = SettingsConfigDict(env_prefix="SENDENSE_REPOSITORY_", frozen=True, extra="ignore")
 
     default_root: Path | None = None
     reserve_bytes: int = Field(default=256 << 20, ge=0)
+    verify_bytes_per_second: int = Field(default=0, ge=0)
 
     @property
     def local_root(self) -> Path:

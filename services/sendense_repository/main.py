@@ -36,7 +36,7 @@ async def build(settings: RepositorySettings) -> AsyncIterator[Service]:
     database = Database(settings.catalogue_url)
     unbroken = Unbroken()
     parts = build_parts(database, settings.reserve_bytes, settings.work_dir)
-    upkeep = build_upkeep(parts)
+    upkeep = build_upkeep(parts, settings.verify_bytes_per_second)
     try:
         await parts.start(settings.local_root)
         await upkeep.start()

@@ -65,13 +65,18 @@ class Upkeep:
         await self.administration.sample()
 
 
-def build_upkeep(parts: Parts) -> Upkeep:
-    """Builds the parts of upkeep over the service's other parts."""
+def build_upkeep(parts: Parts, verify_bytes_per_second: int = 0) -> Upkeep:
+    """Builds the parts of upkeep over the service's other parts.
+
+    Args:
+        parts: The service's other parts.
+        verify_bytes_per_second: The most that a verification reads that names no rate; 0 for no limit.
+    """
     integrity = IntegrityView(parts.catalogue)
     scanner = Scanner(parts.catalogue, parts.registry, parts.locks, parts.reconciler)
     return Upkeep(
         integrity=integrity,
-        verification=VerificationDesk(parts.catalogue, parts.points, integrity),
+        verification=VerificationDesk(parts.catalogue, parts.points, integrity, verify_bytes_per_second),
         retention=RetentionDesk(parts.catalogue, parts.registry, integrity, parts.deleter),
         administration=Administration(parts.catalogue, parts.registry),
         scanner=scanner,

@@ -71,12 +71,14 @@ class VerificationDesk:
         catalogue: Where outcomes are kept.
         points: Finds and leases points.
         view: Tells what is known of them.
+        usual_rate: Bytes a second that a verification may read which names no rate; 0 for no limit.
     """
 
-    def __init__(self, catalogue: Catalogue, points: PointDesk, view: IntegrityView) -> None:
+    def __init__(self, catalogue: Catalogue, points: PointDesk, view: IntegrityView, usual_rate: int = 0) -> None:
         self._catalogue = catalogue
         self._points = points
         self._view = view
+        self._usual_rate = usual_rate
         self._running: dict[str, _Running] = {}
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._starting = asyncio.Lock()
@@ -106,7 +108,7 @@ class VerificationDesk:
                 verification_id=verification_id,
                 backup_id=backup_id,
                 state="running",
-                bytes_per_second=max(0, bytes_per_second),
+                bytes_per_second=max(0, bytes_per_second) or self._usual_rate,
                 max_age_seconds=max(0, max_age_seconds),
                 total_bytes=sum(chain[0].area_bytes for chain in chains),
                 done_bytes=0,

@@ -187,9 +187,11 @@ async def test_a_layer_found_sound_a_moment_ago_need_not_be_read_again(rig: Rig,
     assert await state_of(rig, upkeep, "job-1") == "corrupt"
 
 
-async def test_a_slow_verification_holds_the_point_and_stops_when_cancelled(rig: Rig, upkeep: Upkeep) -> None:
+async def test_a_slow_verification_holds_the_point_and_stops_when_cancelled(rig: Rig) -> None:
     await rig.backup("job-0", noise(SIZE, 1))
-    await upkeep.verification.start("slow", "job-0", bytes_per_second=16 << 10, max_age_seconds=0)
+    upkeep = build_upkeep(rig.parts, 16 << 10)
+    begun = await upkeep.verification.start("slow", "job-0", bytes_per_second=0, max_age_seconds=0)
+    assert begun.bytes_per_second == 16 << 10, "who names no rate gets the usual one"
     leases = rig.parts.catalogue.leases
     async with asyncio.timeout(60):
         async for record in upkeep.verification.watch("slow"):

@@ -359,7 +359,7 @@ class VerifyBackupRequest(_message.Message):
     backup_id: _builtins.str
     """Identifier or a unique prefix of one."""
     bytes_per_second: _builtins.int
-    """The most to read in bytes a second; 0 for no limit."""
+    """The most to read in bytes a second; 0 for what SENDENSE_REPOSITORY_VERIFY_BYTES_PER_SECOND says: no limit unless it is set."""
     request_id: _builtins.str
     """Made up by the caller: the same request with the same id again is done once, and gets the same answer for a day.
     INVALID_ARGUMENT (REQUEST_ID_REUSED) when the id came with another request.

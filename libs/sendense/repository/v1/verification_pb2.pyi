@@ -35,7 +35,7 @@ class StartVerificationRequest(_message.Message):
     backup_id: _builtins.str
     """The point."""
     bytes_per_second: _builtins.int
-    """The most to read in bytes a second; 0 for no limit."""
+    """The most to read in bytes a second; 0 for what SENDENSE_REPOSITORY_VERIFY_BYTES_PER_SECOND says: no limit unless it is set."""
     max_age_seconds: _builtins.int
     """A layer that was found sound less than so many seconds ago is not read again; 0 reads every layer of the point's chains."""
     def __init__(
