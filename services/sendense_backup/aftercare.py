@@ -6,6 +6,7 @@ VM is: the last of them counts, and what comes after it is looked at when it has
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -21,6 +22,29 @@ Clock = Callable[[], datetime]
 
 _IN_ORDER = ("c", "r", "v")
 """Consolidation, retention, verification."""
+
+
+class Budget:
+    """The time that a tick has for starting things; it begins with the first of them, which is always started.
+
+    Args:
+        seconds: How long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the rest is left to the next tick."""
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def take(self) -> bool:
+        """Tells whether one more thing may be started."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds
+        return not self.is_spent
 
 
 class Aftercare:
@@ -48,7 +72,7 @@ class Aftercare:
         return bool(some) and ref not in self._done.get(run.run_id, ())
 
     async def follow(
-        self, run: PolicyRun, policy: Policy, ref: VmRef, backup_id: str, known: Mapping[str, bool]
+        self, run: PolicyRun, policy: Policy, ref: VmRef, backup_id: str, known: Mapping[str, bool], budget: Budget
     ) -> bool:
         """Starts what comes next after a VM's backup; True when all of it has ended.
 
@@ -58,12 +82,16 @@ class Aftercare:
             ref: The VM.
             backup_id: Its completed backup.
             known: Operations of the policy by their request's id, and whether each has ended.
+            budget: The tick's time.
         """
         requests = [request_id(run, letter, ref) for letter in _IN_ORDER]
         started = [place for place, request in enumerate(requests) if request in known]
         if started and not known[requests[started[-1]]]:
             return False
         for letter in _IN_ORDER[started[-1] + 1 if started else 0 :]:
+            if not budget.take():
+                self._runtime.tick.set()
+                return False
             new = await self._due(letter, run, policy, await self._catalogue.running.read(backup_id))
             if new is None:
                 continue

@@ -1,18 +1,17 @@
 """How a policy's run begins: its VMs are chosen, and a backup is queued for each.
 
 A policy may mean ten thousand VMs, and five hundred policies may be due at midnight. So a tick of the scheduler queues
-for `QUEUE_SECONDS` only, and the next goes on; agents are asked for their VMs once in a tick, and once for a run.
+for a short time only, and the next goes on; agents are asked for their VMs once in a tick, and once for a run.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from sendense_backup.aftercare import Clock, request_id
+from sendense_backup.aftercare import Budget, Clock, request_id
 from sendense_backup.model import FULL, KnownVm, Repository, VmRef
 from sendense_backup.policy import Policy
 from sendense_backup.store.admission import NewJob
@@ -22,9 +21,6 @@ from sendense_backup.workflows.runtime import Runtime
 from sendense_rpc.errors import SendenseError
 
 log = structlog.get_logger()
-
-QUEUE_SECONDS = 0.5
-"""For how long a tick queues backups."""
 
 LOOKED_UP = 200
 """How many VMs are looked up in the catalogue together."""
@@ -53,26 +49,20 @@ class Beginnings:
         # Who starts anew chooses the VMs again; those that have a backup of the run keep it.
         self._begun: dict[str, _Beginning] = {}
         self._inventory: list[KnownVm] | None = None
-        self._deadline: float | None = None
 
     def next_tick(self, run_ids: Collection[str]) -> None:
         """Says that a tick begins, and which runs have not ended."""
         self._begun = {run_id: each for run_id, each in self._begun.items() if run_id in run_ids}
         self._inventory = None
-        self._deadline = None
 
-    @property
-    def time_is_over(self) -> bool:
-        """Whether this tick has queued for long enough."""
-        return self._deadline is not None and time.monotonic() > self._deadline
-
-    async def queue(self, run: PolicyRun, policy: Policy, queued: Container[VmRef]) -> None:
-        """Queues backups of a pending run until all are, which makes it a running one, or until the time is over.
+    async def queue(self, run: PolicyRun, policy: Policy, queued: Container[VmRef], budget: Budget) -> None:
+        """Queues backups of a pending run until all are, which makes it a running one, or until the time is spent.
 
         Args:
             run: The run.
             policy: Its policy.
             queued: The VMs that have a backup of this run.
+            budget: The tick's time.
 
         Raises:
             SendenseError: The agents or the repository cannot be asked now.
@@ -83,12 +73,11 @@ class Beginnings:
             if self._inventory is None:
                 self._inventory = await self._runtime.agents.find_vms()
             beginning = self._begun[run.run_id] = _Beginning(policy.rules.select(self._inventory))
-        if self._deadline is None:
-            self._deadline = time.monotonic() + QUEUE_SECONDS
         left = [each for each in beginning.meant if each.vm.ref not in queued]
         left = [each for each in left if each.vm.ref not in beginning.left_out]
         for start in range(0, len(left), LOOKED_UP):
-            complete = await self._queue_some(run, policy, repository, left[start : start + LOOKED_UP], beginning)
+            some = left[start : start + LOOKED_UP]
+            complete = await self._queue_some(run, policy, repository, some, beginning, budget)
             self._runtime.place_free.set()
             if not complete:
                 return
@@ -105,12 +94,18 @@ class Beginnings:
         )
 
     async def _queue_some(
-        self, run: PolicyRun, policy: Policy, repository: Repository, some: Sequence[KnownVm], beginning: _Beginning
+        self,
+        run: PolicyRun,
+        policy: Policy,
+        repository: Repository,
+        some: Sequence[KnownVm],
+        beginning: _Beginning,
+        budget: Budget,
     ) -> bool:
-        """Queues backups of some VMs; False when the time is over before all are."""
+        """Queues backups of some VMs; False when the time is spent before all are."""
         past = await self._catalogue.history.of([each.vm.ref for each in some], repository.repository_id)
-        for number, known in enumerate(some):
-            if number and self.time_is_over:  # each tick does one at least
+        for known in some:
+            if not budget.take():
                 return False
             ref = known.vm.ref
             try:

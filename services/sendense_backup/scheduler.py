@@ -19,7 +19,7 @@ from typing import Self
 
 import structlog
 
-from sendense_backup.aftercare import Aftercare, Clock, request_id
+from sendense_backup.aftercare import Aftercare, Budget, Clock, request_id
 from sendense_backup.beginnings import Beginnings
 from sendense_backup.errors import BackupRunning
 from sendense_backup.model import ACTIVE, COMPLETED, FAILED, SWEEP, VmRef
@@ -36,6 +36,9 @@ log = structlog.get_logger()
 
 PATIENCE = timedelta(hours=1)
 """How long a run waits for an agent and the repository before it fails."""
+
+WORK_SECONDS = 0.25
+"""For how long a tick starts backups and what follows them; the next one, at once, starts the rest."""
 
 Tries = Mapping[VmRef, Sequence[Try]]
 
@@ -92,13 +95,14 @@ class Scheduler:
         self._beginnings.next_tick(run_ids)
         tries = await self._catalogue.jobs.tries_of(run_ids)
         known = await self._aftercare_of(unfinished, tries)
+        budget = Budget(WORK_SECONDS)
         for run, policy in unfinished:
             its = tries.get(run.run_id, {})
             try:
                 if run.status == RUNNING:
-                    await self._go_on(run, policy, its, known)
-                elif not self._beginnings.time_is_over:
-                    await self._beginnings.queue(run, policy, its)
+                    await self._go_on(run, policy, its, known, budget)
+                elif not budget.is_spent:
+                    await self._beginnings.queue(run, policy, its, budget)
                     self._runtime.tick.set()  # for the rest of its VMs, or for what comes next
             except SendenseError as error:
                 log.warning("a policy's run cannot go on now", run=run.run_id, error=str(error))
@@ -135,7 +139,9 @@ class Scheduler:
         since = min(run.created_at for run in waiting)
         return await self._catalogue.operations.of_policies({run.policy_id for run in waiting}, since)
 
-    async def _go_on(self, run: PolicyRun, policy: Policy, tries: Tries, known: Mapping[str, bool]) -> None:
+    async def _go_on(
+        self, run: PolicyRun, policy: Policy, tries: Tries, known: Mapping[str, bool], budget: Budget
+    ) -> None:
         """Retries what failed; when a VM's backup has ended for good, does what comes after it."""
         summary = {**run.summary, "completed": 0, "failed": 0, "retried": 0}
         busy = False
@@ -147,7 +153,7 @@ class Scheduler:
             elif newest.status == COMPLETED:
                 summary["completed"] += 1
                 if self._aftercare.is_wanted(run, policy.rules, ref):
-                    busy = not await self._aftercare.follow(run, policy, ref, newest.backup_id, known) or busy
+                    busy = not await self._aftercare.follow(run, policy, ref, newest.backup_id, known, budget) or busy
             elif await self._retry(run, policy, its):
                 busy = True
             else:

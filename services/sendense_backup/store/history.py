@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
 
-from sqlalchemy import and_, exists, func, literal, select, union_all
+from sqlalchemy import and_, exists, func, literal, literal_column, select, union_all
 
 from sendense_backup.model import COMPLETED, CONSOLIDATED, FULL, INCREMENTAL, VmRef
 from sendense_backup.store.contexts import are
@@ -114,11 +114,12 @@ class History:
                 .order_by(jobs.c.created_at.desc())
             )
             backups = (await connection.execute(newest)).all()
+            # Two of the words are part of the statement: an index of its own holds those jobs (see `has_status`).
             full = (
                 jobs.c.vm_context_id == contexts.c.context_id,
                 jobs.c.repository_id == repository_id,
-                jobs.c.status == COMPLETED,
-                jobs.c.backup_type == FULL,
+                jobs.c.status == literal_column(repr(COMPLETED)),
+                jobs.c.backup_type == literal_column(repr(FULL)),
             )
             merged = exists().where(disks.c.backup_id == jobs.c.id, disks.c.reason == CONSOLIDATED)
             newest_full = select(func.max(jobs.c.created_at)).where(*full).scalar_subquery()

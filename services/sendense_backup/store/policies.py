@@ -21,7 +21,7 @@ from sendense_db.engine import Database
 CLOCK_SLACK = timedelta(minutes=5)
 """A clock that is behind the last look by more than this was set back."""
 
-DUE_AT_ONCE = 200
+DUE_AT_ONCE = 1000
 """How many due policies one look takes up."""
 
 PENDING = "pending"

@@ -112,6 +112,15 @@ jobs = Table(
 
 Index("ix_backup_jobs_id_prefix", jobs.c.id, postgresql_ops={"id": "varchar_pattern_ops"})
 
+_FULL_POINT = text("backup_type = 'full' AND status = 'completed'")
+Index(
+    "ix_backup_jobs_fulls",
+    jobs.c.vm_context_id,
+    jobs.c.created_at,
+    sqlite_where=_FULL_POINT,
+    postgresql_where=_FULL_POINT,
+)
+
 Index(
     "uq_backup_jobs_active_vm",
     jobs.c.vm_context_id,
