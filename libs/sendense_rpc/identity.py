@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextvars
 import json
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,8 +113,33 @@ class Unauthenticated(SendenseError):
         )
 
 
+_REMEMBERED = 1024
+"""Good tokens whose signature is not computed again with each call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A token that was good.
+
+    Attributes:
+        caller: Whom it proves.
+        keys: Where its key is from; the very key is looked for again, so that a rotation ends what was remembered.
+        kid: The key's id.
+        key: The key that its signature was checked with.
+        expires_at: Unix time of its end.
+    """
+
+    caller: Caller
+    keys: _Keys
+    kid: str
+    key: jwt.PyJWK
+    expires_at: float
+
+
 class TokenVerifier:
     """Verifies bearer tokens against JWKS files and a list of revoked ids; all are read again when they change.
+
+    A good token's signature is computed once; its end, its key and the list of revoked ids are looked at each time.
 
     Args:
         jwks_file: Public keys of Sendense's own issuer.
@@ -126,6 +153,7 @@ class TokenVerifier:
         self._revoked_file = revoked_file
         self._revoked: frozenset[str] = frozenset()
         self._revoked_stamp = -1
+        self._verified: OrderedDict[str, _Verified] = OrderedDict()
 
     def verify(self, authorization: str | None) -> Caller:
         """Returns the caller that an `Authorization` header's value proves.
@@ -138,9 +166,25 @@ class TokenVerifier:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("the Authorization header is not 'Bearer <token>'")
-        return self._caller(*self._claims(token))
+        caller = self._remembered(token) or self._caller(token)
+        if caller.token_id in self._revoked_ids():
+            raise Unauthenticated("the token was revoked")
+        return caller
 
-    def _claims(self, token: str) -> tuple[Issuer, dict[str, Any]]:
+    def _remembered(self, token: str) -> Caller | None:
+        known = self._verified.get(token)
+        if known is None or known.expires_at <= time.time() or known.keys.key(known.kid) is not known.key:
+            return None
+        self._verified.move_to_end(token)
+        return known.caller
+
+    def _remember(self, token: str, verified: _Verified) -> None:
+        self._verified[token] = verified
+        self._verified.move_to_end(token)
+        if len(self._verified) > _REMEMBERED:
+            self._verified.popitem(last=False)
+
+    def _claims(self, token: str) -> tuple[Issuer, dict[str, Any], _Keys, str, jwt.PyJWK]:
         try:
             kid = str(jwt.get_unverified_header(token).get("kid", ""))
             # Only to choose the keys: the signature is checked with the keys of exactly this issuer.
@@ -150,9 +194,10 @@ class TokenVerifier:
             issuer, keys = self._issuers[said]
             needed = ["exp", "iat", "sub", issuer.role_claim, *(["jti"] if issuer.workloads else [])]
             options: Options = {"require": needed}
+            key = keys.key(kid)
             claims = jwt.decode(
                 token,
-                keys.key(kid),
+                key,
                 algorithms=list(issuer.algorithms),
                 audience=issuer.audience,
                 issuer=issuer.name,
@@ -166,12 +211,10 @@ class TokenVerifier:
             raise Unauthenticated("the token is for another audience") from error
         except (jwt.PyJWTError, TypeError) as error:
             raise Unauthenticated("the token is not valid") from error
-        return issuer, claims
+        return issuer, claims, keys, kid, key
 
-    def _caller(self, issuer: Issuer, claims: dict[str, Any]) -> Caller:
-        token_id = str(claims.get("jti", ""))
-        if token_id in self._revoked_ids():
-            raise Unauthenticated("the token was revoked")
+    def _caller(self, token: str) -> Caller:
+        issuer, claims, keys, kid, key = self._claims(token)
         role = claims[issuer.role_claim]
         if not isinstance(role, str) or role not in GRANTS or (role == "internal" and not issuer.workloads):
             raise Unauthenticated("the token's role is not known")
@@ -179,7 +222,9 @@ class TokenVerifier:
             limits = Limits.of(claims.get("vms"), claims.get("repositories"))
         except ValueError as error:
             raise Unauthenticated("the token's limits cannot be understood") from error
-        return Caller(f"{issuer.prefix}{claims['sub']}", role, token_id, limits)
+        caller = Caller(f"{issuer.prefix}{claims['sub']}", role, str(claims.get("jti", "")), limits)
+        self._remember(token, _Verified(caller, keys, kid, key, float(claims["exp"])))
+        return caller
 
     def _revoked_ids(self) -> frozenset[str]:
         try:

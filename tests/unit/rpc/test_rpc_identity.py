@@ -45,6 +45,29 @@ def test_a_revoked_token_is_refused_from_then_on(tmp_path: Path, key: SigningKey
         verifier.verify(token)
 
 
+def test_a_token_that_was_good_ends_with_its_time(key: SigningKey, verifier: TokenVerifier) -> None:
+    token = "Bearer " + key.sign("ann", "viewer", 2)
+    assert verifier.verify(token) is verifier.verify(token)
+    time.sleep(2.1)
+    with pytest.raises(Unauthenticated, match="expired"):
+        verifier.verify(token)
+
+
+def test_a_token_that_was_good_ends_with_its_key(tmp_path: Path, key: SigningKey, verifier: TokenVerifier) -> None:
+    token = "Bearer " + key.sign("ann", "viewer", 60)
+    verifier.verify(token)
+    other = SigningKey(Ed25519PrivateKey.generate())
+    (tmp_path / "jwks.json").write_text(other.jwks_json())
+    with pytest.raises(Unauthenticated, match="unknown key"):
+        verifier.verify(token)
+    # The same id with another key in it is another key.
+    forged = other.jwks()
+    forged["keys"][0]["kid"] = key.kid
+    (tmp_path / "jwks.json").write_text(json.dumps(forged))
+    with pytest.raises(Unauthenticated, match="not valid"):
+        verifier.verify(token)
+
+
 def _foreign(**changes: object) -> str:
     now = int(time.time())
     claims = {
