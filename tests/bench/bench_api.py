@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import sys
@@ -13,12 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import Row, run_script
 
-from rest_load import load, percentile
+from rest_load import Load, load, percentile
 from sendense_lab.client import LabClient
 from sendense_node.running import RunningNode
 from whole_node import Api
 
 CLIENTS = int(os.environ.get("SENDENSE_LOAD_CLIENTS", "200"))
+VMS = ("load-1", "load-2")
 SECONDS = float(os.environ.get("SENDENSE_LOAD_SECONDS", "60"))
 
 
@@ -34,16 +36,11 @@ def rows() -> list[Row]:
 
 def _measured(node: RunningNode) -> list[Row]:
     api, lab = Api(node), LabClient(node.home)
-    for name in ("load-1", "load-2"):
+    for name in VMS:
         lab.create_vm(name, ["1G:ext4"], small_files=200)
-    done = api.back_up("load-1", "full")["backup_id"]
-    running = [
-        api.post("/backup/start", {"vm_name": name, "backup_type": "full"}).json()["backup_id"]
-        for name in ("load-1", "load-2")
-    ]
-    came = asyncio.run(load(node.home, [done, *running], CLIENTS, SECONDS))
-    for backup_id in running:
-        api.finished(backup_id, 200)
+    done = api.back_up(VMS[0], "full")["backup_id"]
+    running = [_start(api, name) for name in VMS]
+    came, backups = asyncio.run(_loaded(node, lab, [done, *running]))
     api.client.close()
     name = f"{CLIENTS} REST clients, {SECONDS:.0f} s, two backups"
     found = [
@@ -61,8 +58,39 @@ def _measured(node: RunningNode) -> list[Row]:
         *found,
         Row.of(f"{name}: requests", [requests / SECONDS], unit="1/s"),
         Row.of(f"{name}: errors", [len(came.errors)], unit="errors"),
+        Row.of(f"{name}: backups completed meanwhile", [backups], unit="backups"),
         Row.of(f"{name}: memory of the node, last quarter against second", [growth], unit="×"),
     ]
+
+
+def _start(api: Api, vm: str) -> str:
+    answer = api.post("/backup/start", {"vm_name": vm, "backup_type": "full"})
+    return str(answer.raise_for_status().json()["backup_id"])
+
+
+async def _loaded(node: RunningNode, lab: LabClient, backup_ids: list[str]) -> tuple[Load, int]:
+    """Puts the load on while a backup of each VM runs all the time: one that has ended is followed by the next."""
+    over = asyncio.Event()
+
+    async def keep_running(number: int) -> int:
+        api = Api(node)
+        try:
+            for completed in itertools.count(1):
+                ended = await asyncio.to_thread(api.finished, backup_ids[number], 200)
+                if ended["status"] != "completed":
+                    raise RuntimeError(f"a backup under load ended as {ended}")
+                if over.is_set():
+                    return completed
+                await asyncio.to_thread(lab.guest_write, VMS[number - 1], 0, 512 << 20, seed=completed, length=64 << 20)
+                backup_ids[number] = await asyncio.to_thread(_start, api, VMS[number - 1])
+        finally:
+            api.client.close()
+        raise AssertionError("counting ended")
+
+    keeping = [asyncio.create_task(keep_running(number)) for number in range(1, len(backup_ids))]
+    came = await load(node.home, backup_ids, CLIENTS, SECONDS)
+    over.set()
+    return came, sum(await asyncio.gather(*keeping))
 
 
 if __name__ == "__main__":
