@@ -12,13 +12,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fakes.tunnel_peers import AgentRegistryFake
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
+from sendense_access.keys import SigningKey, write_workload_identities
 from sendense_agent.config import AgentSettings
 from sendense_agent.main import open_agent
 from sendense_agent.own_key import load_or_create_key
@@ -94,6 +98,19 @@ class CaptureNode:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             raw.unlink()
             assert done.returncode == 0, f"{disk.label} ({disk.reason}): {done.stdout}{done.stderr}"
+
+
+@contextmanager
+def state_directory() -> Iterator[Path]:
+    """What the fixture `sendense_home` is, for tests that share a node."""
+    path = Path(tempfile.mkdtemp(prefix="s-", dir="/tmp"))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SENDENSE_HOME", str(path))
+            write_workload_identities(SigningKey.load_or_create(path / "keys"), path / "keys")
+            yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def write_vcenters(path: Path, *accounts: dict[str, Any]) -> None:

@@ -46,7 +46,19 @@ TROUBLE = (
     "leftover",
 )
 DURING = ("write", "scatter", "zero", "revert", "snapshot")
-EVENT_LOGS = ("readable", "readable", "unreadable", "breaks off")
+IN_TURN = (
+    *(
+        (kind,)
+        for kind in dict.fromkeys(TROUBLE)
+        if kind not in ("write", "snapshot", "drop", "revert", "hidden_revert")
+    ),
+    ("snapshot", "drop"),
+    ("snapshot", "revert"),
+    ("snapshot", "hidden_revert"),
+)
+"""What is done in turn besides what is drawn, so that no kind is left to chance."""
+KINDS = tuple(dict.fromkeys(TROUBLE))
+EVENT_LOGS = ("readable", "readable", "readable", "readable", "unreadable", "breaks off")
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Round:
     Attributes:
         before: Before it.
         during: While its snapshot is open.
+        numbers: For what is done in turn before it.
         requested: `full` or `incremental`.
         page_areas: Areas in one answer of the query.
         event_log: Whether the event log can be read.
@@ -63,23 +76,27 @@ class Round:
 
     before: tuple[Action, ...]
     during: tuple[Action, ...]
+    numbers: tuple[int, int]
     requested: str
     page_areas: int
     event_log: str
 
 
-def actions(kinds: tuple[str, ...], most: int) -> st.SearchStrategy[tuple[Action, ...]]:
-    """Returns a strategy for up to `most` actions."""
-    numbers = st.integers(0, 63)
-    return st.lists(st.tuples(st.sampled_from(kinds), numbers, numbers), max_size=most).map(tuple)
+NUMBERS = st.integers(0, 63)
+
+
+def actions(kinds: tuple[str, ...], least: int, most: int) -> st.SearchStrategy[tuple[Action, ...]]:
+    """Returns a strategy for so many actions."""
+    return st.lists(st.tuples(st.sampled_from(kinds), NUMBERS, NUMBERS), min_size=least, max_size=most).map(tuple)
 
 
 ROUNDS = st.builds(
     Round,
-    before=st.one_of(actions(QUIET, 4), actions(TROUBLE, 4)),
-    during=actions(DURING, 2),
+    before=st.one_of(actions(QUIET, 1, 4), actions(TROUBLE, 0, 4)),
+    during=actions(DURING, 0, 2),
+    numbers=st.tuples(NUMBERS, NUMBERS),
     requested=st.sampled_from(["incremental"] * 9 + ["full"]),
-    page_areas=st.sampled_from([1, 2, 3, 7, 50, 2000]),
+    page_areas=st.one_of(st.sampled_from([1, 1, 1, 2, 3, 7, 50, 2000]), st.integers(1, 2000)),
     event_log=st.sampled_from(EVENT_LOGS),
 )
 

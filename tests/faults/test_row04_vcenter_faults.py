@@ -8,9 +8,12 @@ is there, no layer is wrong (the rehearsal compares each with its snapshot), and
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,24 +109,36 @@ def documented_reasons() -> set[str]:
     return set(re.findall(r"^\| `([A-Z_]+)`", text, re.MULTILINE))
 
 
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LabClient]:
+    home = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
+    try:
+        with LabClient.start(home) as client:
+            yield client
+    finally:
+        shutil.rmtree(home)
+
+
+_numbers = itertools.count()
+
+
 @asynccontextmanager
-async def disturbed(home: Path) -> AsyncIterator[Vm]:
-    with LabClient.start(home) as lab:
-        lab.create_vm("web", DISKS)
-        async with rehearsal(home, lab) as node:
-            yield Vm(node, "web", await node.ref("web"))
+async def disturbed(home: Path, lab: LabClient) -> AsyncIterator[Vm]:
+    lab.clear_faults()
+    async with rehearsal(home, lab) as node:
+        yield await fresh(node)
 
 
-async def fresh(vm: Vm, number: int) -> Vm:
-    """Returns another VM, which was never backed up."""
-    name = f"fresh-{number}"
-    vm.lab.create_vm(name, DISKS)
-    return Vm(vm.node, name, await vm.node.ref(name))
+async def fresh(node: Rehearsal) -> Vm:
+    """Returns a VM that was never backed up."""
+    name = f"fresh-{next(_numbers)}"
+    node.lab.create_vm(name, DISKS)
+    return Vm(node, name, await node.ref(name))
 
 
 @pytest.mark.parametrize("kind", ["api-error", "api-session-expired", "api-drop"])
-async def test_each_call_of_an_increment_is_spoiled_once(sendense_home: Path, kind: str) -> None:
-    async with disturbed(sendense_home) as vm:
+async def test_each_call_of_an_increment_is_spoiled_once(sendense_home: Path, lab: LabClient, kind: str) -> None:
+    async with disturbed(sendense_home, lab) as vm:
         await vm.calls_of_a_backup()
         calls = await vm.calls_of_a_backup()
         assert {"CreateSnapshot_Task", "QueryChangedDiskAreas", "RemoveSnapshot_Task", "ReadNextEvents"} <= set(calls)
@@ -133,28 +148,30 @@ async def test_each_call_of_an_increment_is_spoiled_once(sendense_home: Path, ki
                 assert after.status == COMPLETED, f"after {case}: {after.error_message}"
 
 
-async def test_each_further_call_of_a_first_backup_is_spoiled_once(sendense_home: Path) -> None:
-    async with disturbed(sendense_home) as vm:
+async def test_each_further_call_of_a_first_backup_is_spoiled_once(sendense_home: Path, lab: LabClient) -> None:
+    async with disturbed(sendense_home, lab) as vm:
         first = await vm.calls_of_a_backup()
         later = await vm.calls_of_a_backup()
         further = Counter({method: count for method, count in first.items() if method not in later})
         assert "ReconfigVM_Task" in further
-        for number, case in enumerate(cases(further, "api-error", "api-session-expired", "api-drop")):
-            other = await fresh(vm, number)
+        for case in cases(further, "api-error", "api-session-expired", "api-drop"):
+            other = await fresh(vm.node)
             await other.survives(case)
             assert (await other.back_up()).status == COMPLETED
 
 
-async def test_a_change_whose_answer_is_lost_is_neither_lost_nor_done_twice(sendense_home: Path) -> None:
-    async with disturbed(sendense_home) as vm:
-        for number, method in enumerate(CHANGES):
-            other = await fresh(vm, number)
+async def test_a_change_whose_answer_is_lost_is_neither_lost_nor_done_twice(
+    sendense_home: Path, lab: LabClient
+) -> None:
+    async with disturbed(sendense_home, lab) as vm:
+        for method in CHANGES:
+            other = await fresh(vm.node)
             status = await other.survives(Case(method, 0, "api-drop-answer"))
             assert status == COMPLETED
 
 
-async def test_each_call_of_logging_in_again_is_spoiled_once(sendense_home: Path) -> None:
-    async with disturbed(sendense_home) as vm:
+async def test_each_call_of_logging_in_again_is_spoiled_once(sendense_home: Path, lab: LabClient) -> None:
+    async with disturbed(sendense_home, lab) as vm:
         await vm.calls_of_a_backup()
         usual = await vm.calls_of_a_backup()
         vm.lab.lose_sessions()

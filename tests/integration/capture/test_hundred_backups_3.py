@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hundred_backups import run_hundred_backups
+from hundred_backups import assert_a_hundred, run_hundred_backups
 
 pytestmark = pytest.mark.timeout(900)
 
 
 def test_every_disk_of_a_hundred_backups_is_the_snapshot(sendense_home: Path) -> None:
-    happened = run_hundred_backups(sendense_home, 3)
-    assert happened["backups"] >= 100
-    assert happened["incremental"] > 100
+    assert_a_hundred(run_hundred_backups(sendense_home, 3))

@@ -1,7 +1,8 @@
 """Backups through every real part: reader, engine, tunnel, exports, nbdd, repository, durable workflow, lab.
 
-The hundreds of backups in `hundred_backups` take a short way for the bytes; these few take the long one, with the same
-things happening to the VM, and with what only the long way can show. `SENDENSE_WHOLE_CAPTURES` says how many there are.
+The hundreds of backups in `hundred_backups` fill stored layers without reader, tunnel, nbdd and workflow; these few
+take the long way, with the same things happening to the VM, and with what only the long way can show.
+`SENDENSE_WHOLE_CAPTURES` says how many there are.
 """
 
 from __future__ import annotations
@@ -9,26 +10,26 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from capture_node import CaptureNode, capture_node
+from capture_node import CaptureNode, capture_node, state_directory
 from sendense_lab.client import LabClient
 from vm_life import DISKS, ROUNDS, Round, VmLife
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
 BACKUPS = int(os.environ.get("SENDENSE_WHOLE_CAPTURES", "4"))
 MIB = 1 << 20
 
 
-@pytest.fixture
-async def node(sendense_home: Path) -> AsyncIterator[CaptureNode]:
-    with LabClient.start(sendense_home, SENDENSE_LAB_KEEP_SNAPSHOTS="1") as lab:
-        async with capture_node(sendense_home, lab, SENDENSE_BACKUP_SWEEP_SECONDS="0.5") as running:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node() -> AsyncIterator[CaptureNode]:
+    with state_directory() as home, LabClient.start(home, SENDENSE_LAB_KEEP_SNAPSHOTS="1") as lab:
+        async with capture_node(home, lab, SENDENSE_BACKUP_SWEEP_SECONDS="0.5") as running:
             yield running
 
 
