@@ -14,7 +14,7 @@ from sendense_agent.disks import disks_of
 from sendense_agent.errors import VmAmbiguous, VmNotFound
 from sendense_agent.labels import label_of
 from sendense_agent.model import Datastore, Disk, Vm, VmRef, VmSnapshot
-from sendense_agent.properties import moref_of, read_all, read_some
+from sendense_agent.properties import moref_of, read_all, read_around, read_some, step
 
 log = structlog.get_logger()
 
@@ -34,6 +34,20 @@ _LIST_PATHS = (
 )
 _ONE_PATHS = (*_LIST_PATHS, "runtime.host", *hardware.PATHS)
 _FOLDER_PATHS = ("name", "parent")
+_KINDS_ABOVE: dict[Any, Sequence[str]] = {vim.Folder: _FOLDER_PATHS, vim.Datacenter: _FOLDER_PATHS}
+_UP = step(vim.ManagedEntity, "parent", again=True)
+_AROUND_ONE = (
+    _UP,
+    step(vim.VirtualMachine, "datastore"),
+    step(vim.VirtualMachine, "runtime.host"),
+)
+_KINDS_AROUND_ONE: dict[Any, Sequence[str]] = {
+    **_KINDS_ABOVE,
+    vim.VirtualMachine: tuple(dict.fromkeys(_ONE_PATHS)),
+    vim.Datastore: ("name", "summary.capacity", "summary.freeSpace"),
+    vim.HostSystem: ("name",),
+}
+"""One query tells all about a VM; object after object it took six."""
 
 
 def list_vms(service: Any, name: str = "") -> list[Vm]:
@@ -88,19 +102,17 @@ def inspect_vm(service: Any, ref: VmRef) -> Vm:
     """
     managed = find_vm(service, ref)
     moref = moref_of(managed)
-    properties = read_some(service, [managed], tuple(dict.fromkeys(_ONE_PATHS))).get(moref)
-    if not properties or not properties.get("config.hardware"):
+    found = read_around(service, managed, _AROUND_ONE, _KINDS_AROUND_ONE)
+    properties = next((facts for each, facts in found if moref_of(each) == moref), {})
+    if not properties.get("config.hardware"):
         raise VmNotFound(ref.vcenter_uuid, ref.vm_uuid)
     disks = disks_of(properties["config.hardware"].device)
-    datastores = _datastores(service, disks)
+    datastores = _datastores(found, disks)
     host = properties.get("runtime.host")
+    hosts = {moref_of(each): str(facts.get("name", "")) for each, facts in found if isinstance(each, vim.HostSystem)}
     names = {each.moref: each.name for each in datastores}
-    vm = _vm(
-        ref.vcenter_uuid,
-        moref,
-        properties,
-        _path(properties, {moref_of(each): facts for each, facts in _ancestors(service, properties.get("parent"))}),
-    )
+    above = {moref_of(each): facts for each, facts in found if isinstance(each, (vim.Folder, vim.Datacenter))}
+    vm = _vm(ref.vcenter_uuid, moref, properties, _path(properties, above))
     return dataclasses.replace(
         vm,
         disks=tuple(dataclasses.replace(disk, datastore=names.get(disk.datastore_moref, "")) for disk in disks),
@@ -109,16 +121,20 @@ def inspect_vm(service: Any, ref: VmRef) -> Vm:
         hardware_json=hardware.hardware_json(properties),
         snapshots=tuple(_snapshot(node) for node in walk_snapshots(properties.get("snapshot"))),
         host_moref=moref_of(host) if host is not None else "",
-        host=_name_of(service, host),
+        host=hosts.get(moref_of(host), "") if host is not None else "",
     )
 
 
 def datacenter_path(service: Any, vm: Any) -> str:
     """Returns the path of the VM's datacenter below the root folder, as the datastore's HTTPS folder wants it."""
+    around = read_around(service, vm, (_UP,), {vim.VirtualMachine: ("parent",), **_KINDS_ABOVE})
+    found = {moref_of(managed): (managed, facts) for managed, facts in around}
     names: list[str] = []
-    for managed, properties in _ancestors(service, vm.parent):
-        if (names or isinstance(managed, vim.Datacenter)) and properties.get("parent") is not None:
-            names.append(str(properties["name"]))
+    managed, facts = found.get(moref_of(vm), (vm, {}))
+    while (parent := facts.get("parent")) is not None:
+        if names or isinstance(managed, vim.Datacenter):
+            names.append(str(facts["name"]))
+        managed, facts = found.get(moref_of(parent), (parent, {}))
     return "/".join(reversed(names))
 
 
@@ -195,34 +211,17 @@ def _path(properties: dict[str, Any], folders: dict[str, dict[str, Any]]) -> str
     return "/" + "/".join(reversed(names))
 
 
-def _ancestors(service: Any, parent: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """Returns a folder and all above it, up to the root, each with name and parent; the root folder has no parent."""
-    found: list[tuple[Any, dict[str, Any]]] = []
-    while parent is not None:
-        properties = read_some(service, [parent], _FOLDER_PATHS).get(moref_of(parent), {})
-        found.append((parent, properties))
-        parent = properties.get("parent")
-    return found
-
-
-def _datastores(service: Any, disks: tuple[Disk, ...]) -> tuple[Datastore, ...]:
+def _datastores(found: Sequence[tuple[Any, dict[str, Any]]], disks: tuple[Disk, ...]) -> tuple[Datastore, ...]:
     """Returns the datastores that hold disks, by name."""
-    wanted = [vim.Datastore(moref, service._stub) for moref in sorted({d.datastore_moref for d in disks} - {""})]  # noqa: SLF001
-    found = read_some(service, wanted, ["name", "summary.capacity", "summary.freeSpace"])
+    wanted = {disk.datastore_moref for disk in disks}
     datastores = [
         Datastore(
-            moref,
+            moref_of(each),
             _unescaped(str(facts.get("name", ""))),
             int(facts.get("summary.capacity", 0)),
             int(facts["summary.freeSpace"]),
         )
-        for moref, facts in found.items()
-        if "summary.freeSpace" in facts
+        for each, facts in found
+        if isinstance(each, vim.Datastore) and moref_of(each) in wanted and "summary.freeSpace" in facts
     ]
     return tuple(sorted(datastores, key=lambda each: each.name))
-
-
-def _name_of(service: Any, host: Any) -> str:
-    if host is None:
-        return ""
-    return str(read_some(service, [host], ["name"]).get(moref_of(host), {}).get("name", ""))

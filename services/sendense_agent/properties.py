@@ -42,6 +42,34 @@ def read_some(service: Any, objects: Sequence[Any], paths: Sequence[str]) -> dic
     return {moref_of(each): properties for each, properties in found}
 
 
+def read_around(
+    service: Any, start: Any, steps: Sequence[Any], kinds: dict[Any, Sequence[str]]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Returns an object and those that steps lead to from it, with properties, in one round trip.
+
+    Args:
+        service: pyVmomi's service instance.
+        start: The object.
+        steps: As `step` makes them.
+        kinds: For each managed object type, property paths.
+    """
+    content = service.content
+    return list(_retrieve(content, [_collector.ObjectSpec(obj=start, skip=False, selectSet=list(steps))], kinds))
+
+
+def step(kind: Any, path: str, *, again: bool = False) -> Any:
+    """Returns the step from an object of a type to those that one of its properties names.
+
+    Args:
+        kind: The type.
+        path: The property.
+        again: Go on by the same step from where it leads.
+    """
+    name = f"{kind.__name__}.{path}"
+    further = [_collector.SelectionSpec(name=name)] if again else []
+    return _collector.TraversalSpec(name=name, type=kind, path=path, skip=False, selectSet=further)
+
+
 def moref_of(managed: Any) -> str:
     """Returns the id of a managed object, such as `vm-42`."""
     return str(managed._GetMoId())  # noqa: SLF001  # pyVmomi has no public name for it
