@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
@@ -192,6 +193,7 @@ class PolicyRules:
         return json.dumps(asdict(self), sort_keys=True)
 
 
+@lru_cache(maxsize=2048)
 def rules_from_json(text: str) -> PolicyRules:
     """Returns rules as the catalogue keeps them."""
     values = json.loads(text)

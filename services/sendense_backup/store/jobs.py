@@ -109,7 +109,7 @@ class Jobs:
         async with self._database.read() as connection:
             for start in range(0, len(policy_run_ids), _SLICE):
                 mine = jobs.c.policy_run_id.in_(policy_run_ids[start : start + _SLICE])
-                for run, backup_id, status, vcenter, vm in await connection.execute(tries.where(mine)):
+                for run, backup_id, status, vcenter, vm in (await connection.execute(tries.where(mine))).all():
                     its = found.setdefault(run, {}).setdefault(VmRef(vcenter, vm), [])
                     its.append(Try(backup_id, status))
         return found

@@ -6,7 +6,6 @@ who fit, by priority, then by age. A job that somebody asked to cancel is let in
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sendense_backup.model import BACKUP, PENDING, SWEEP
 from sendense_backup.store.policy_tables import policies
+from sendense_backup.store.rows import to_words
 from sendense_backup.store.tables import has_status, installation, is_active, jobs, operations
 from sendense_db.engine import Database
 
@@ -128,7 +128,7 @@ async def _waiting(connection: AsyncConnection, moment: datetime) -> list[Waitin
             .order_by(table.c.priority.desc(), table.c.created_at, table.c.id)
             .limit(_LOOKED_AT)
         )
-        found.extend(read(row) for row in await connection.execute(query))
+        found.extend(read(row) for row in (await connection.execute(query)).all())
     return sorted(found, key=lambda each: (-each.priority, each.created_at, each.job_id))
 
 
@@ -136,7 +136,7 @@ async def _running(connection: AsyncConnection) -> list[Waiting]:
     found: list[Waiting] = []
     for table, columns, read in ((jobs, _OF_BACKUP, _backup), (operations, _OF_OPERATION, _operation)):
         query = select(*columns).where(is_active(table), table.c.admitted_at.is_not(None))
-        found.extend(read(row) for row in await connection.execute(query))
+        found.extend(read(row) for row in (await connection.execute(query)).all())
     return found
 
 
@@ -155,7 +155,7 @@ async def _closed(connection: AsyncConnection, waiting: list[Waiting], moment: d
 
 
 def _backup(row: Row[tuple[object, ...]]) -> Waiting:
-    datastores = [f"datastore:{each}" for each in json.loads(row.datastores_json)]
+    datastores = [f"datastore:{each}" for each in to_words(row.datastores_json)]
     places = ("total", f"agent:{row.agent_id}", f"repository:{row.repository_id}", *datastores)
     return Waiting(
         BACKUP, row.id, places, row.priority, row.created_at, row.policy_id or "", cancelled=row.cancel_requested

@@ -66,8 +66,8 @@ def to_job(row: Row[Any], job_disks: tuple[JobDisk, ...] = ()) -> Job:
         policy_id=row.policy_id or "",
         policy_run_id=row.policy_run_id or "",
         retry_of=row.retry_of or "",
-        exclude_disks=_words(row.exclude_disks_json),
-        datastores=_words(row.datastores_json),
+        exclude_disks=to_words(row.exclude_disks_json),
+        datastores=to_words(row.datastores_json),
         consistency=row.consistency,
         consistency_note=row.consistency_note,
         alert=row.alert,
@@ -105,5 +105,6 @@ def to_operation(row: Row[Any]) -> Operation:
     )
 
 
-def _words(text: str) -> tuple[str, ...]:
+def to_words(text: str) -> tuple[str, ...]:
+    """Returns words from JSON; mostly there are none."""
     return () if text == "[]" else tuple(json.loads(text))
