@@ -31,12 +31,11 @@ from sendense_restore.errors import (
 )
 from sendense_restore.leases import Leases
 from sendense_restore.mounts import chosen_disks
-from sendense_restore.points import Points
+from sendense_restore.points import Points, is_admitted
 from sendense_restore.programs import ProgramError
 from sendense_restore.store import MountRow
 from sendense_restore.tree import Wish
 from sendense_rpc.errors import SendenseError
-from sendense_rpc.identity import current_limits
 
 log = structlog.get_logger()
 
@@ -121,6 +120,21 @@ class DiskExports:
             raise DiskExportNotFound(export_id)
         return self._exports[export_id]
 
+    async def admitted(self, export_id: str) -> DiskExport:
+        """Returns an export that the caller's token admits; one outside of its limits is as if it were not there.
+
+        Raises:
+            DiskExportNotFound: There is none of that id, for this caller.
+        """
+        export = self.get(export_id)
+        if not await is_admitted(self._points, export.backup_id):
+            raise DiskExportNotFound(export_id)
+        return export
+
+    async def all_admitted(self) -> list[DiskExport]:
+        """Returns the exports that the caller's token admits, oldest first."""
+        return [export for export in self.all() if await is_admitted(self._points, export.backup_id)]
+
     async def start(self, backup_id: str, disk_id: int, fmt: str, *, force: bool) -> DiskExport:
         """Begins to write a disk into a file.
 
@@ -159,9 +173,7 @@ class DiskExports:
             DiskExportNotFound: There is none of that id.
             DiskExportNotReady: It is not completed.
         """
-        export = self.get(export_id)
-        if current_limits():  # as for the RPCs about exports: not for tokens that see some VMs only
-            raise DiskExportNotFound(export_id)
+        export = await self.admitted(export_id)
         if export.state != "completed":
             raise DiskExportNotReady(export_id, export.state)
         fd = await asyncio.to_thread(os.open, export.file, os.O_RDONLY | os.O_CLOEXEC)
@@ -173,7 +185,7 @@ class DiskExports:
         Raises:
             DiskExportNotFound: There is none of that id.
         """
-        export = self.get(export_id)
+        export = await self.admitted(export_id)
         if export.task is not None:
             export.task.cancel()
             await asyncio.wait([export.task])

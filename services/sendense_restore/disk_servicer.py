@@ -26,14 +26,14 @@ class DiskServicer(disk_pb2_grpc.DiskServiceServicer):
     async def GetDiskExport(self, request: disk_pb2.GetDiskExportRequest, context: Any) -> disk_pb2.DiskExport:
         """Returns an export."""
         del context
-        return disk_export_message(self._exports.get(request.export_id))
+        return disk_export_message(await self._exports.admitted(request.export_id))
 
     async def ListDiskExports(
         self, request: disk_pb2.ListDiskExportsRequest, context: Any
     ) -> disk_pb2.ListDiskExportsResponse:
         """Lists exports."""
         del request, context
-        exports = [disk_export_message(export) for export in self._exports.all()]
+        exports = [disk_export_message(export) for export in await self._exports.all_admitted()]
         return disk_pb2.ListDiskExportsResponse(exports=exports)
 
     async def DeleteDiskExport(
@@ -54,7 +54,8 @@ class DiskServicer(disk_pb2_grpc.DiskServiceServicer):
     ) -> disk_pb2.ListServedPointsResponse:
         """Lists offers."""
         del request, context
-        return disk_pb2.ListServedPointsResponse(points=[served_message(served) for served in self._served.all()])
+        points = [served_message(served) for served in await self._served.all_admitted()]
+        return disk_pb2.ListServedPointsResponse(points=points)
 
     async def StopServing(self, request: disk_pb2.StopServingRequest, context: Any) -> disk_pb2.StopServingResponse:
         """Ends an offer."""

@@ -32,12 +32,11 @@ from sendense_restore.leases import Leases
 from sendense_restore.mount import Lifetime, Mount
 from sendense_restore.openings import Openings
 from sendense_restore.places import Places
-from sendense_restore.points import Points, RestorePoint
+from sendense_restore.points import Points, RestorePoint, is_admitted
 from sendense_restore.store import MountRow
 from sendense_restore.teardown import TeardownError
 from sendense_restore.tree import Mounter, Wish
 from sendense_rpc.errors import SendenseError
-from sendense_rpc.identity import current_limits
 
 log = structlog.get_logger()
 
@@ -114,12 +113,8 @@ class Mounts:
             MountNotFound: There is none of that id, for this caller.
         """
         mount = self.get(mount_id)
-        if current_limits():
-            try:
-                # The call carries the limits, and the backup service knows which VM and repository it is.
-                await self._points.resolve(mount.backup_id or mount.asked)
-            except SendenseError as error:
-                raise MountNotFound(mount_id) from error
+        if not await is_admitted(self._points, mount.backup_id or mount.asked):
+            raise MountNotFound(mount_id)
         return mount
 
     async def all_admitted(self) -> list[Mount]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sendense_restore.backend import Disk
+from sendense_rpc.errors import SendenseError
+from sendense_rpc.identity import current_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,17 @@ class Points(Protocol):
         Raises:
             SendenseError: POINT_NOT_FOUND, SERVICE_UNAVAILABLE.
         """
+
+
+async def is_admitted(points: Points, backup_id: str) -> bool:
+    """Tells whether the caller's token admits a restore point.
+
+    The question carries the limits, and the backup service knows which VM and repository it is.
+    """
+    if not current_limits():
+        return True
+    try:
+        await points.resolve(backup_id)
+    except SendenseError:
+        return False
+    return True

@@ -21,7 +21,7 @@ from sendense_db.columns import utc_now
 from sendense_restore.errors import ServedPointNotFound, ServiceStopping, TooManyMounts
 from sendense_restore.leases import Leases
 from sendense_restore.mounts import chosen_disks
-from sendense_restore.points import Points
+from sendense_restore.points import Points, is_admitted
 from sendense_restore.store import MountRow
 from sendense_restore.tree import Wish
 from sendense_rpc.errors import SendenseError
@@ -164,15 +164,20 @@ class ServedPoints:
         served.task = asyncio.create_task(self._live(served))
         return served
 
-    def get(self, served_id: str) -> ServedPoint:
-        """Returns an offer.
+    async def all_admitted(self) -> list[ServedPoint]:
+        """Returns the offers that the caller's token admits, oldest first."""
+        return [served for served in self.all() if await is_admitted(self._points, served.backup_id)]
+
+    async def admitted(self, served_id: str) -> ServedPoint:
+        """Returns an offer that the caller's token admits; one outside of its limits is as if it were not there.
 
         Raises:
-            ServedPointNotFound: There is none of that id.
+            ServedPointNotFound: There is none of that id, for this caller.
         """
-        if served_id not in self._served:
+        served = self._served.get(served_id)
+        if served is None or not await is_admitted(self._points, served.backup_id):
             raise ServedPointNotFound(served_id)
-        return self._served[served_id]
+        return served
 
     async def stop(self, served_id: str) -> None:
         """Ends an offer; clients are cut off.
@@ -180,7 +185,7 @@ class ServedPoints:
         Raises:
             ServedPointNotFound: There is none of that id.
         """
-        served = self.get(served_id)
+        served = await self.admitted(served_id)
         if served.task is not None:
             served.task.cancel()
             await asyncio.wait([served.task])

@@ -94,6 +94,28 @@ def test_a_limited_token_sees_mounts_and_content_of_its_own_only(
     mine.client.close()
 
 
+def test_a_limited_token_gets_whole_disks_of_its_own_only(api: Api, node: RunningNode, backups: dict[str, str]) -> None:
+    mine = Api(node, token(api, role="restore", vms=[MINE])["secret"])
+    for path, name, reason in (
+        ("/restore/exports", "export_id", "DISK_EXPORT_NOT_FOUND"),
+        ("/restore/served", "served_id", "SERVED_POINT_NOT_FOUND"),
+    ):
+        wish = {"format": "qcow2"} if name == "export_id" else {}
+        refused(mine.post(path, {"backup_id": backups[OTHER], **wish}), 404, "BACKUP_NOT_FOUND")
+        others = api.post(path, {"backup_id": backups[OTHER], **wish}).raise_for_status().json()[name]
+        own = mine.post(path, {"backup_id": backups[MINE], **wish}).raise_for_status().json()[name]
+        (listed,) = mine.get(path).json().values()
+        assert [each[name] for each in listed] == [own]
+        refused(mine.delete(f"{path}/{others}"), 404, reason)
+        if name == "export_id":
+            refused(mine.get(f"{path}/{others}"), 404, reason)
+            refused(mine.get(f"/restore/{others}/download"), 404, reason)
+            assert mine.get(f"{path}/{own}").status_code == 200
+        assert mine.delete(f"{path}/{own}").status_code == 200
+        assert api.delete(f"{path}/{others}").status_code == 200
+    mine.client.close()
+
+
 def test_a_token_may_be_limited_to_repositories(api: Api, node: RunningNode, backups: dict[str, str]) -> None:
     elsewhere = Api(node, token(api, repositories=["elsewhere"])["secret"])
     assert elsewhere.get("/repositories").json()["repositories"] == []

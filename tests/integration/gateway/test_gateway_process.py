@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiohttp import web
 
 from fakes.gateway_edge import eventually
+from sendense_access.keys import SigningKey
 from sendense_gateway.tls import ensure_certificate
 from sendense_rpc.machine_certificates import make_certificate
 from support import free_port
@@ -73,6 +75,55 @@ async def test_endpoint_is_there_while_it_listens_and_the_port_stays_over_restar
         assert not list((sendense_home / "run").iterdir())
     assert seen[0] == seen[1]
     assert address == f"https://127.0.0.1:{(sendense_home / 'gateway' / 'port').read_text().strip()}"
+
+
+async def test_a_running_request_is_answered_after_sigterm_and_no_new_one_is_taken(sendense_home):
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def download(request: web.Request) -> web.Response:
+        arrived.set()
+        await go_on.wait()
+        return web.Response(text="whole")
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", download)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    secret = SigningKey.load_or_create(sendense_home / "keys").sign("ann", "restore", 600)
+    try:
+        async with gateway(sendense_home, SENDENSE_GATEWAY_DRAIN_SECONDS="120") as process:
+            address = await endpoint(sendense_home, process)
+            await web.UnixSite(runner, str(sendense_home / "run" / "restore-http.sock")).start()
+            ca = sendense_home / "tls" / "ca.crt"
+            headers = {"Authorization": f"Bearer {secret}"}
+            async with httpx.AsyncClient(
+                verify=ssl.create_default_context(cafile=ca), trust_env=False, headers=headers, timeout=60
+            ) as client:
+                slow = asyncio.create_task(client.get(f"{address}/api/v1/restore/m/download?path=/a"))
+                await asyncio.wait_for(arrived.wait(), 60)
+                process.send_signal(signal.SIGTERM)
+                await eventually(lambda: not (sendense_home / "endpoint").exists(), 60)
+                await refused_connection(int(address.rpartition(":")[2]))
+                assert process.returncode is None
+                assert not slow.done()
+                go_on.set()
+                answer = await slow
+            assert (answer.status_code, answer.text) == (200, "whole")
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+    finally:
+        await runner.cleanup()
+
+
+async def refused_connection(port: int) -> None:
+    """Waits until nothing listens on the port any more."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(0.05)
 
 
 async def test_another_port_is_taken_when_the_last_one_is_in_use(sendense_home):
