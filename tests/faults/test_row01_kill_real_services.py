@@ -1,7 +1,8 @@
 """Row 1 against real services: lab vCenter, agent, tunnel, exports, nbdd and repository; the backup service is killed.
 
 A VM for each step of the backup workflow and of what is done to restore points; all jobs hang at their steps, the
-process is killed, started again, and every layer is compared with the snapshot that it was made from.
+process is killed, started again, and every layer is compared with the snapshot that it was made from. A sweep is about
+no VM and runs alone: it hangs at its first step with the others, and the process is killed once more at each other one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from sendense_node.running import RunningNode
 from whole_node import Api, fresh_node, kept_snapshot
 
 DISK = "16M:ext4"
-UNREACHED = {"turn_full"}
-"""Only where vCenter cannot say what changed; the fakes' family kills there."""
+TURNED_FULL = "turn_full.0"
+"""Only where vCenter cannot say what changed: that VM's queries fail."""
+SWEEP = "all"
+"""What stands in a sweep's id for a VM's name."""
 SECONDS = 240.0
 
 
@@ -36,9 +39,8 @@ def plan() -> dict[str, tuple[str, str]]:
     """A VM's name for each (workflow, step)."""
     found = [
         (name, f"{step.name}.0" if step.per_disk else step.name)
-        for name in ("backup", "delete", "consolidate", "verify")
+        for name in ("backup", "delete", "consolidate", "retention", "verify")
         for step in WORKFLOWS[name].steps
-        if step.name not in UNREACHED
     ]
     return {f"k{number}": each for number, each in enumerate(found)}
 
@@ -55,6 +57,7 @@ def killable() -> Iterator[RunningNode]:
         with fresh_node(
             SENDENSE_NODE_PROCFILE=procfile.name,
             SENDENSE_BACKUP_JOBS_AT_ONCE="60",
+            SENDENSE_BACKUP_SWEEP_MINUTES="0.1",
             SENDENSE_LAB_KEEP_SNAPSHOTS="1",
         ) as node:
             yield node
@@ -84,7 +87,7 @@ def kill_backup(node: RunningNode, api: Api) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)  # a whole node, and twenty VMs
+@pytest.mark.timeout(900)  # a whole node, and thirty VMs
 def test_every_layer_is_byte_identical_after_a_kill_at_each_step(killable: RunningNode, tmp_path: Path) -> None:
     lab, api, steps = LabClient(killable.home), Api(killable), plan()
     changed = [name for name, (workflow, _) in steps.items() if workflow != "backup"]
@@ -96,23 +99,33 @@ def test_every_layer_is_byte_identical_after_a_kill_at_each_step(killable: Runni
     increments = run_all(api, changed, "incremental")
     for name in set(steps) - set(changed):
         lab.guest_write(name, 0, 8 << 20, seed=2, length=256 << 10)
-    (killable.home / "plan.json").write_text(
-        json.dumps({name: [step, "recorded"] for name, (_, step) in steps.items()})
-    )
+    (turned,) = (name for name, (_, step) in steps.items() if step == TURNED_FULL)
+    lab.set_fault("cbt-error", vm=turned, query="changed", times=None)
+    plan_file, (sweep, *sweeps) = killable.home / "plan.json", [step.name for step in WORKFLOWS["sweep"].steps]
+    hang = {name: [step, "recorded"] for name, (_, step) in steps.items()}
+    plan_file.write_text(json.dumps({**hang, SWEEP: [sweep, "recorded"]}))
     kill_backup(killable, api)
     jobs = {name: start(api, workflow, name, fulls, increments) for name, (workflow, _) in steps.items()}
     marks = killable.home / "marks"
-    until(lambda: {each.name for each in marks.iterdir()} == set(steps), "every job hangs at its step")
-    (killable.home / "plan.json").unlink()
+    until(lambda: {each.name for each in marks.iterdir()} == {*steps, SWEEP}, "every job hangs at its step")
+    (swept,) = api.get("/jobs", kind="sweep", status="running").json()["jobs"]
+    for sweep in sweeps:
+        (marks / SWEEP).unlink()
+        plan_file.write_text(json.dumps({SWEEP: [sweep, "recorded"]}))
+        kill_backup(killable, api)
+        until((marks / SWEEP).exists, f"the sweep hangs at {sweep}")
+    plan_file.unlink()
     kill_backup(killable, api)
     ended = {name: finished(api, find_job(api, jobs[name], name, steps[name][0])) for name in steps}
     assert {
         f"{steps[name]}: {job['error_message']}" for name, job in ended.items() if job["status"] != "completed"
     } == set()
-    kept = {
-        name: ended[name]["job_id"] if workflow == "backup" else increments[name]
-        for name, (workflow, _) in steps.items()
+    assert finished(api, swept["job_id"])["status"] == "completed"
+    kept = {name: newest_point(api, name) for name in steps}
+    assert {name for name in steps if kept[name] != increments.get(name)} == {
+        name for name, (workflow, _) in steps.items() if workflow in ("backup", "retention")
     }
+    assert api.get(f"/backup/{kept[turned]}").json()["backup_type"] == "full"
     with ThreadPoolExecutor(2) as together:
         list(together.map(lambda name: compare(api, lab, name, kept[name], tmp_path), steps))
     assert [shot for name in steps for shot in lab.snapshots(name) if not shot["kept"]] == []
@@ -133,6 +146,13 @@ def run_all(api: Api, names: list[str], kind: str) -> dict[str, str]:
 
 def start(api: Api, workflow: str, name: str, fulls: dict[str, str], increments: dict[str, str]) -> str:
     """Starts a job of a workflow; returns its id, or nothing where the answer waits for the job."""
+    if workflow == "retention":
+        # It follows the backup of a policy's run.
+        spec = {"name": name, "cron": "0 0 1 1 *", "include": [{"name": name}], "retention": {"keep_last": 1}}
+        for path, body in (("/policies", {"spec": spec}), (f"/policies/{name}/run", {})):
+            answer = api.post(path, body)
+            assert answer.status_code == 200, answer.text
+        return ""
     if workflow == "delete":
         # The answer waits for the job, which hangs: nobody waits for the answer.
         threading.Thread(target=lambda: _ignore(lambda: api.delete(f"/backup/{fulls[name]}")), daemon=True).start()
@@ -171,6 +191,12 @@ def finished(api: Api, job_id: str) -> dict[str, object]:
 
     until(ended, f"{job_id} ends")
     return found
+
+
+def newest_point(api: Api, name: str) -> str:
+    """Returns the newest restore point of a VM."""
+    jobs = api.get("/jobs", vm_name=name, kind="backup", status="completed").json()["jobs"]
+    return str(jobs[0]["job_id"])
 
 
 def compare(api: Api, lab: LabClient, name: str, backup_id: str, folder: Path) -> None:
