@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from copy_servers import CopyServers, copy_servers
-from figures import GIB, Goal, Row, ratios, run_script
+from figures import GIB, INTERVALS, Goal, Row, ratios, run_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
 
@@ -35,10 +35,11 @@ from sendense_tunnel.config import TunnelSettings
 from support import serving
 
 SIZE = GIB // 2
-RUNS = 5
+RUNS = 3
 START_SECONDS = 30.0
 OPTIONS = CopyOptions()
 CAPTURES = 2
+CARRIERS = (("asyncssh", 2), ("openssh", 1), ("openssh", 2))
 
 
 def rows() -> list[Row]:
@@ -62,24 +63,25 @@ async def _measure(servers: CopyServers, home: Path) -> list[Row]:
         await stack.enter_async_context(serving(exports.service(), settings))
         await stack.enter_async_context(_tunnel(settings))
         carriers = {}
-        for carrier in ("asyncssh", "openssh"):
-            for lanes in (1, 2):
-                uplink = await stack.enter_async_context(_uplink(agent, carrier, lanes, home))
-                carriers[f"{carrier}, {lanes} lane{'s' * (lanes > 1)}"] = uplink
+        for carrier, lanes in CARRIERS:
+            uplink = await stack.enter_async_context(_uplink(agent, carrier, lanes, home))
+            carriers[f"{carrier}, {lanes} lane{'s' * (lanes > 1)}"] = uplink
         times: dict[str, list[float]] = {"plain": [], **{name: [] for name in carriers}}
         for number in range(RUNS + 1):
-            taken = {"plain": await _copies(servers, None)}
-            for name, uplink in carriers.items():
-                taken[name] = await _copies(servers, uplink)
-            for name, seconds in taken.items():
+            for name in ("plain", *carriers):
+                began = time.monotonic()
+                seconds = await _copies(servers, carriers.get(name))
                 if number:
                     times[name].append(seconds)
+                    INTERVALS.setdefault(name, []).append((began, time.monotonic()))
     measured = [Row.of("two copies, plain sockets", _rates(times["plain"]), unit="GiB/s")]
     for name in carriers:
         measured.append(Row.of(f"two copies, tunnel ({name})", _rates(times[name]), unit="GiB/s"))
         goal = Goal(0.25) if name == "openssh, 2 lanes" else None
         measured.append(
-            Row.of(f"tunnel ({name})", ratios(times["plain"], times[name]), goal=goal, against="plain sockets")
+            Row.of(
+                f"tunnel ({name})", ratios(times["plain"], times[name]), goal=goal, against="plain sockets", way=name
+            )
         )
     return measured
 

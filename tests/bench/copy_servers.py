@@ -112,12 +112,12 @@ class CopyServers:
         source = f"nbd+unix:///?socket={self.directory}/source.sock"
         subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source, uri], check=True)
 
-    def nbdcopy(self, daemon: str, *options: str) -> None:
-        """Copies with nbdcopy, flushed at the end."""
+    def nbdcopy(self, daemon: str, *options: str, source: Path | None = None) -> None:
+        """Copies with nbdcopy, flushed at the end; from the servers' own source or another socket."""
         subprocess.run(
             [
                 "nbdcopy", "--flush", *options,
-                f"nbd+unix:///?socket={self.directory}/source.sock",
+                f"nbd+unix:///?socket={source or self.directory / 'source.sock'}",
                 f"nbd+unix:///disk?socket={self.directory}/{daemon}.sock",
             ],
             check=True,

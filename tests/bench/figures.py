@@ -6,7 +6,7 @@ A benchmark is a script `tests/bench/bench_<subject>.py` with a function `rows()
         run_script(__doc__, rows)
 
 `make bench` finds it by its name, gives it two cores (as taskset does: all that it starts inherits them) and at most
-four of the ten minutes that all may take, and puts its rows into one table, `build/bench/results.json` and
+200 s of the ten minutes that all may take, and puts its rows into one table, `build/bench/results.json` and
 `build/bench/figures.svg`. Alone: `.venv/bin/python tests/bench/bench_<subject>.py [--json FILE]`. It asserts nothing.
 
     in_turns({"ours": f, "theirs": g}, runs=5)      seconds of each by name; each is run once before, uncounted
@@ -28,6 +28,8 @@ from typing import Literal
 
 MIB = 1 << 20
 GIB = 1 << 30
+INTERVALS: dict[str, list[tuple[float, float]]] = {}
+"""When each way of `in_turns` ran, on the monotonic clock: a missed floor's profile is of these runs only."""
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 """The environment that `sendense_qemu.storage_daemon` gives to the daemon."""
 
@@ -69,6 +71,7 @@ class Row:
         samples: How many.
         goal: What it should reach, if it has a goal.
         against: What a ratio compares with, measured in the same run.
+        way: Which way of `in_turns` it is about; empty for the whole benchmark.
     """
 
     name: str
@@ -78,17 +81,25 @@ class Row:
     samples: int
     goal: Goal | None = None
     against: str = ""
+    way: str = ""
 
     @classmethod
     def of(
-        cls, name: str, samples: Sequence[float], *, unit: str = "×", goal: Goal | None = None, against: str = ""
+        cls,
+        name: str,
+        samples: Sequence[float],
+        *,
+        unit: str = "×",
+        goal: Goal | None = None,
+        against: str = "",
+        way: str = "",
     ) -> Row:
         """Returns the row of some samples (at least one)."""
         spread = 0.0
         if len(samples) > 1:
             low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
             spread = (high - low) / 2
-        return cls(name, statistics.median(samples), spread, unit, len(samples), goal, against)
+        return cls(name, statistics.median(samples), spread, unit, len(samples), goal, against, way)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -115,7 +126,10 @@ def in_turns(ways: Mapping[str, Callable[[], object]], runs: int, *, warm_up: bo
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, work in ways.items():
-            times[name].append(seconds(work))
+            began = time.monotonic()
+            work()
+            INTERVALS.setdefault(name, []).append((began, time.monotonic()))
+            times[name].append(INTERVALS[name][-1][1] - began)
     return times
 
 
@@ -137,6 +151,18 @@ def table(rows: Sequence[Row]) -> str:
             f"{row.name:58} {_short(row.median):>9} {_short(row.spread):>7} {row.unit:6} {floor:>7} {wanted:>7}"
             f" {reached:8} {row.against}".rstrip()
         )
+    return "\n".join(lines)
+
+
+def goals(rows: Sequence[Row]) -> str:
+    """Returns the rows that have a goal: floor, figure, and whether it was met."""
+    lines = []
+    for row in rows:
+        if row.goal is not None:
+            sign = "≥" if row.goal.better == "higher" else "≤"
+            verdict = {"wanted": "met, as wanted", "floor": "met", "missed": "MISSED"}[row.goal.judge(row.median)]
+            figure = f"{_short(row.median)} {row.unit}"
+            lines.append(f"{row.name:62} floor {sign}{row.goal.floor:<7g} figure {figure:14} {verdict}")
     return "\n".join(lines)
 
 
@@ -167,4 +193,4 @@ def run_script(description: str | None, rows: Callable[[], list[Row]]) -> None:
     measured = rows()
     print(table(measured), flush=True)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(encode(measured), indent=1))
+        arguments.json.write_text(json.dumps({"rows": encode(measured), "intervals": INTERVALS}, indent=1))

@@ -1,8 +1,9 @@
-"""Rates and memory of the whole system: vCenter of the lab, agent, tunnel, node. Not part of `make bench`.
+"""Rates and memory of the whole system: vCenter of the lab, agent, tunnel, node.
 
-It takes some minutes and 25 GiB: `.venv/bin/python tests/bench/whole_system.py [--data-path tunnel|direct]
-[--written-gib 10] [--json FILE]`. It measures a VM with a sparse disk of 500 GB and a written one (full, nothing
-changed, 1 GiB changed), five VMs one after the other and at once, and the memory of every process meanwhile.
+`make bench-whole` runs it in full, some minutes and 25 GiB: `.venv/bin/python tests/bench/whole_system.py
+[--data-path tunnel|direct] [--written-gib 10] [--json FILE]`; `make bench` has a smaller one (`bench_whole.py`). It
+measures five VMs one after the other and at once, increments without a change, a VM with a sparse disk of 500 GB and a
+written one (full, nothing changed, 1 GiB changed), one with five disks, and the memory of every process meanwhile.
 """
 
 # ruff: noqa: T201 - a benchmark prints
@@ -20,9 +21,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from figures import GIB, MIB, Goal, Row, encode, table
+from figures import GIB, MIB, Goal, Row, encode, goals, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
 
@@ -30,10 +33,25 @@ from sendense_lab.client import LabClient
 from sendense_node.running import RunningNode
 from whole_node import Api
 
-PART = GIB
 VMS = 5
-VM_MIB = 512
 PATIENCE_SECONDS = 3600.0
+AGENT_GOAL = {"sendense-agent": Goal(256, 96, "lower")}
+NOTHINGS = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured.
+
+    Attributes:
+        data_path: `tunnel`, or `direct` for an agent on the node's machine.
+        written_gib: Size of the written disk beside the one of 500 GB; 2 at least.
+        vm_mib: Size of each of the five VMs' disks, and of each of the five disks of one VM.
+    """
+
+    data_path: str = "tunnel"
+    written_gib: int = 10
+    vm_mib: int = 512
 
 
 class Memory:
@@ -134,8 +152,7 @@ def big_vm(api: Api, lab: LabClient, random_file: Path, written_gib: int, memory
     for number in range(written_gib):
         lab.guest_write("big", 1, number * GIB, file=random_file)
     print("the VM is there", flush=True)
-    agent_goal = {"sendense-agent": Goal(256, 96, "lower")}
-    with memory.watched(rows, "full of 510 GB", agent_goal):
+    with memory.watched(rows, f"full of 500 GB and {written_gib} GiB", AGENT_GOAL):
         seconds, copied = back_up(api, "big", "full")
     print(f"full: {seconds:.1f} s, {copied} bytes", flush=True)
     rows.append(Row.of(f"full of 500 GB sparse and {written_gib} GiB written", [seconds], unit="s"))
@@ -146,10 +163,10 @@ def big_vm(api: Api, lab: LabClient, random_file: Path, written_gib: int, memory
             "100 GB at that rate (the spec asks for 5 minutes)", [100e9 / rate], unit="s", goal=Goal(300, None, "lower")
         )
     )
-    nothing = [back_up(api, "big", "incremental")[0] for _ in range(3)]
-    rows.append(Row.of("increment of nothing, request to restore point", nothing, unit="s"))
-    lab.guest_write("big", 1, 3 * GIB // 2, file=random_file)
-    with memory.watched(rows, "increment of 1 GiB", agent_goal):
+    nothing = back_up(api, "big", "incremental")[0]
+    rows.append(Row.of("increment of nothing of 500 GB, its audit included", [nothing], unit="s"))
+    lab.guest_write("big", 1, GIB // 2, file=random_file)
+    with memory.watched(rows, "increment of 1 GiB", AGENT_GOAL):
         seconds, copied = back_up(api, "big", "incremental")
     rate = GIB / seconds
     rows.append(Row.of("increment of 1 GiB", [seconds], unit="s"))
@@ -159,19 +176,46 @@ def big_vm(api: Api, lab: LabClient, random_file: Path, written_gib: int, memory
     print(f"increment: {seconds:.1f} s, {copied} bytes", flush=True)
 
 
-def five_vms(api: Api, lab: LabClient, random_file: Path, memory: Memory, rows: list[Row]) -> None:
+def nothing_changed(api: Api, rows: list[Row]) -> None:
+    """Increments of a VM that did not change: what copying and sealing cost when there is nothing to do."""
+    taken, fixed = [], []
+    for _ in range(NOTHINGS):
+        began = time.monotonic()
+        backup_id = start(api, "vm-0", "incremental")
+        finish(api, backup_id)
+        taken.append(time.monotonic() - began)
+        fixed.append(_from_layer_to_sealed(api, backup_id))
+    rows.append(Row.of("increment of nothing, request to restore point", taken, unit="s"))
+    rows.append(Row.of("fixed cost of an increment, layer made to sealed", fixed, unit="s", goal=Goal(1, 0.2, "lower")))
+
+
+def _from_layer_to_sealed(api: Api, backup_id: str) -> float:
+    """Returns the seconds between the job log's lines of a made and of a sealed layer."""
+    entries = api.get(f"/backup/{backup_id}/log").raise_for_status().json()["entries"]
+    moments = {entry["step"]: datetime.fromisoformat(entry["created_at"]) for entry in entries}
+    return (moments["seal"] - moments["layer"]).total_seconds()
+
+
+def five_disks(api: Api, lab: LabClient, piece: Path, vm_mib: int, memory: Memory, rows: list[Row]) -> None:
+    """One VM with five disks, which are copied at once."""
+    lab.create_vm("five-disks", [f"{vm_mib}M:blank"] * 5, small_files=0)
+    for number in range(5):
+        lab.guest_write("five-disks", number, 0, file=piece)
+    with memory.watched(rows, "five disks at once", AGENT_GOAL):
+        seconds, copied = back_up(api, "five-disks", "full")
+    rows.append(Row.of("five disks of a VM at once", [copied / GIB / seconds], unit="GiB/s"))
+
+
+def five_vms(api: Api, lab: LabClient, piece: Path, vm_mib: int, memory: Memory, rows: list[Row]) -> None:
     """Full backups of five VMs one after the other, then of five more at once."""
-    piece = random_file.with_name("piece")
-    with random_file.open("rb") as source:
-        piece.write_bytes(source.read(VM_MIB * MIB))
     for number in range(2 * VMS):
-        lab.create_vm(f"vm-{number}", [f"{VM_MIB}M:blank"], small_files=0)
+        lab.create_vm(f"vm-{number}", [f"{vm_mib}M:blank"], small_files=0)
         lab.guest_write(f"vm-{number}", 0, 0, file=piece)
     began = time.monotonic()
     for number in range(VMS):
         back_up(api, f"vm-{number}", "full")
     sequential = time.monotonic() - began
-    with memory.watched(rows, "five VMs at once", {"sendense-agent": Goal(256, 96, "lower")}):
+    with memory.watched(rows, "five VMs at once", AGENT_GOAL):
         began = time.monotonic()
         ids = [start(api, f"vm-{number}", "full") for number in range(VMS, 2 * VMS)]
         ends = {}
@@ -184,13 +228,40 @@ def five_vms(api: Api, lab: LabClient, random_file: Path, memory: Memory, rows: 
                     ends.setdefault(backup_id, time.monotonic() - began)
             time.sleep(0.05)
     together = max(ends.values())
-    size = VMS * VM_MIB / 1024
+    size = VMS * vm_mib / 1024
     rows.append(Row.of("five VMs one after the other", [size / sequential], unit="GiB/s"))
     rows.append(Row.of("five VMs at once", [size / together], unit="GiB/s"))
     rows.append(
         Row.of("five jobs together", [sequential / together], goal=Goal(0.9, 1.15), against="one after another")
     )
     rows.append(Row.of("last to finish ÷ first", [together / min(ends.values())], goal=None))
+
+
+def measure(sizes: Sizes) -> list[Row]:
+    """Measures everything on a node of its own."""
+    home = Path(tempfile.mkdtemp(prefix="whole-", dir="/var/tmp"))
+    rows: list[Row] = []
+    try:
+        random_file, piece = home / "random", home / "piece"
+        with random_file.open("wb") as stream:
+            for _ in range(GIB // MIB):
+                stream.write(random.randbytes(MIB))
+        with random_file.open("rb") as source:
+            piece.write_bytes(source.read(sizes.vm_mib * MIB))
+        with RunningNode(home, SENDENSE_AGENT_DATA_PATH=sizes.data_path) as node:
+            memory = Memory(node.pid)
+            api, lab = Api(node), LabClient(home)
+            try:
+                five_vms(api, lab, piece, sizes.vm_mib, memory, rows)
+                nothing_changed(api, rows)
+                five_disks(api, lab, piece, sizes.vm_mib, memory, rows)
+                big_vm(api, lab, random_file, sizes.written_gib, memory, rows)
+            finally:
+                memory.close()
+                api.client.close()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    return rows
 
 
 def main() -> None:
@@ -200,26 +271,10 @@ def main() -> None:
     parser.add_argument("--written-gib", type=int, default=10)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="whole-", dir="/var/tmp"))
-    rows: list[Row] = []
-    try:
-        random_file = home / "random"
-        with random_file.open("wb") as stream:
-            for _ in range(GIB // MIB):
-                stream.write(random.randbytes(MIB))
-        with RunningNode(home, SENDENSE_AGENT_DATA_PATH=arguments.data_path) as node:
-            memory = Memory(node.pid)
-            api, lab = Api(node), LabClient(home)
-            try:
-                five_vms(api, lab, random_file, memory, rows)
-                big_vm(api, lab, random_file, arguments.written_gib, memory, rows)
-            finally:
-                memory.close()
-                api.client.close()
-                print(f"data path {arguments.data_path}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-                print(table(rows), flush=True)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    load = os.getloadavg()[0]
+    rows = measure(Sizes(arguments.data_path, arguments.written_gib))
+    print(f"data path {arguments.data_path}, {os.cpu_count()} cores, load {load:.1f} before")
+    print(f"{table(rows)}\n\nGoals\n{goals(rows)}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(encode(rows), indent=1))
 
