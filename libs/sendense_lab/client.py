@@ -105,8 +105,12 @@ class LabClient(LabServer):
         encrypted: bool | None = None,
         uuid: str | None = None,
         host: str | None = None,
+        attributes: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Changes what is given of a VM; a template is powered off. `uuid` is the BIOS uuid, a new host is made."""
+        """Changes what is given of a VM; a template is powered off. `uuid` is the BIOS uuid, a new host is made.
+
+        `attributes` are custom attributes, name to value; an empty value takes one away.
+        """
         return self.command(
             "vm/set",
             vm=vm,
@@ -120,6 +124,7 @@ class LabClient(LabServer):
             encrypted=encrypted,
             uuid=uuid,
             host=host,
+            attributes=attributes,
         )
 
     def power_on(self, vm: str) -> dict[str, Any]:

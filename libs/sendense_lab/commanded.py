@@ -30,6 +30,7 @@ def vm_json(machine: Machine) -> Arguments:
         "template": record.template,
         "encrypted": record.encrypted,
         "tools": record.tools,
+        "attributes": record.attributes,
         "change_tracking": record.tracking_enabled,
         "change_tracking_supported": record.tracking_supported,
         "consolidation_needed": record.consolidation_needed,

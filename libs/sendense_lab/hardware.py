@@ -12,7 +12,7 @@ from sendense_lab.errors import InvalidRequestError
 from sendense_lab.machine import Machine
 from sendense_lab.records import DATASTORE, BusSharing, Controller, DiskRecord, Place, VmRecord
 
-Settable = dict[str, int | bool | str | Place]
+Settable = dict[str, int | bool | str | Place | dict[str, str]]
 """Values of `VmRecord` by field name, as `configure` takes them."""
 
 
@@ -152,7 +152,7 @@ def configure(machine: Machine, changes: Settable) -> None:
     Args:
         machine: The VM.
         changes: `hardware_version`, `tracking_supported`, `tools`, `connection`, `host`, `template`, `encrypted`,
-            `uuid`, by the names of `VmRecord`.
+            `uuid`, `attributes`, by the names of `VmRecord`.
 
     Raises:
         InvalidRequestError: A template would be running.

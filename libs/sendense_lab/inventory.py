@@ -33,6 +33,7 @@ VIEW_MANAGER = "ViewManager"
 SEARCH_INDEX = "SearchIndex"
 TASK_MANAGER = "TaskManager"
 EVENT_MANAGER = "EventManager"
+CUSTOM_FIELDS_MANAGER = "CustomFieldsManager"
 
 Reader = Callable[[], Any]
 
@@ -145,6 +146,7 @@ class Inventory:
             SESSION_MANAGER: {},
             VIEW_MANAGER: {"viewList": list},
             SEARCH_INDEX: {},
+            CUSTOM_FIELDS_MANAGER: {"field": lambda: _fields(self._lab)},
         }
         for name, moref in folders.items():
             table[moref] = _folder(
@@ -177,6 +179,7 @@ def service_content(lab: Lab) -> Any:
         searchIndex=vim.SearchIndex(SEARCH_INDEX),
         taskManager=vim.TaskManager(TASK_MANAGER),
         eventManager=vim.event.EventManager(EVENT_MANAGER),
+        customFieldsManager=vim.CustomFieldsManager(CUSTOM_FIELDS_MANAGER),
         about=vim.AboutInfo(
             name="VMware vCenter Server",
             fullName="Sendense lab vCenter Server 8.0.3 (simulated)",
@@ -190,6 +193,15 @@ def service_content(lab: Lab) -> Any:
             instanceUuid=lab.record.instance_uuid,
         ),
     )
+
+
+def _fields(lab: Lab) -> list[Any]:
+    return [
+        vim.CustomFieldsManager.FieldDef(
+            key=lab.attribute_key(name), name=name, type=str, managedObjectType=vim.VirtualMachine
+        )
+        for name in lab.record.attributes
+    ]
 
 
 def task_info(task: LabTask) -> Any:

@@ -28,6 +28,8 @@ from sendense_lab.tasks import TaskRunner
 log = structlog.get_logger(__name__)
 
 REMEMBERED_CALLS = 20_000
+FIRST_ATTRIBUTE = 101
+"""Key of the first custom attribute."""
 
 
 class Lab:
@@ -109,6 +111,14 @@ class Lab:
             place = _place(self.record.hosts, name, "host")
             self.save(hosts=tuple(dict.fromkeys((*self.record.hosts, place))))
             return place
+
+    def attribute_key(self, name: str) -> int:
+        """Returns the key of a custom attribute, which is defined when it is not."""
+        with self.lock:
+            names = tuple(dict.fromkeys((*self.record.attributes, name)))
+            if names != self.record.attributes:
+                self.save(attributes=names)
+        return FIRST_ATTRIBUTE + names.index(name)
 
     def datastore(self, name: str) -> Place:
         """Returns a datastore by its name, a new one if need be."""

@@ -38,5 +38,7 @@ class LabRecord(Record):
     """Folders below the datacenter's VM folder: name to managed object id."""
     hosts: tuple[Place, ...] = (HOST,)
     datastores: tuple[Place, ...] = (DATASTORE,)
+    attributes: tuple[str, ...] = ()
+    """Names of custom attributes, in the order of their keys."""
     faults: tuple[ActiveFault, ...] = ()
     faults_made: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from sendense_lab.areas import Area
 
@@ -198,6 +198,8 @@ class VmRecord(Record):
     tools: Tools = "running"
     template: bool = False
     encrypted: bool = False
+    attributes: dict[str, str] = Field(default_factory=dict)
+    """Custom attributes: name to value."""
     seed: int
     memory_mb: int = 2048
     cpus: int = 2

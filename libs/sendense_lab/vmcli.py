@@ -9,6 +9,7 @@ from sendense_lab.disknames import DISK_HELP
 from sendense_lab.printing import DISK, JSON, Shown, client, show, size, table
 
 DISKS = typer.Option([], help=f"{DISK_HELP} Repeat for more disks.")
+ATTRIBUTES = typer.Option([], help="Custom attribute as NAME=VALUE; NAME= takes it away. Repeat for more.")
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 
 
@@ -107,6 +108,7 @@ def vm_set(
     encrypted: bool | None = typer.Option(None, help="Its files in the datastore are ciphertext then."),
     bios_uuid: str | None = typer.Option(None, help="Several VMs may have the same."),
     host: str | None = typer.Option(None, help="The host on which it is; a new one is made."),
+    attribute: list[str] = ATTRIBUTES,
     json_: bool = JSON,
 ) -> None:
     """Changes what is given of a VM."""
@@ -124,6 +126,7 @@ def vm_set(
             encrypted=encrypted,
             uuid=bios_uuid,
             host=host,
+            attributes={name: value for name, _, value in (each.partition("=") for each in attribute)},
         ),
         lambda vm: f"{vm['moref']} {vm['name']} changed",
         json_,

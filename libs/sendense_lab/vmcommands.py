@@ -92,6 +92,8 @@ class VmCommands:
         changes: hardware.Settable = {field: SETTABLE[field](value) for field, value in given.items()}
         if arguments.get("host"):
             changes["host"] = self._lab.host(arguments["host"])
+        if arguments.get("attributes"):
+            changes["attributes"] = self._attributes(machine, arguments["attributes"])
         if arguments.get("name"):
             registration.rename_vm(self._lab, machine, arguments["name"])
         if arguments.get("change_tracking") is not None:
@@ -99,6 +101,13 @@ class VmCommands:
         hardware.configure(machine, changes)
         self._reconfigured(machine, "settings")
         return vm_json(machine)
+
+    def _attributes(self, machine: Machine, given: dict[str, str]) -> dict[str, str]:
+        """Returns a VM's custom attributes with those given; an empty value takes one away."""
+        for name in given:
+            self._lab.attribute_key(name)
+        together = machine.record.attributes | given
+        return {name: value for name, value in together.items() if value}
 
     def power(self, arguments: Arguments) -> Any:
         """Switches a VM on or off; nothing happens when it is so already."""

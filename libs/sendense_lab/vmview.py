@@ -35,6 +35,10 @@ def vm_properties(machine: Machine, lab: Lab, parent: Any, pool: str) -> dict[st
         "rootSnapshot": lambda: [vim.vm.Snapshot(snapshot.moref) for snapshot in record.children(None)],
         "datastore": lambda: [vim.Datastore(place.moref) for place in record.datastores],
         "network": list,
+        "customValue": lambda: [
+            vim.CustomFieldsManager.StringValue(key=lab.attribute_key(name), value=value)
+            for name, value in record.attributes.items()
+        ],
         "resourcePool": lambda: vim.ResourcePool(pool),
         "layoutEx": lambda: _layout(machine),
         "guestHeartbeatStatus": lambda: "green" if record.power_state == "poweredOn" else "gray",

@@ -52,6 +52,7 @@ def vm_message(vm: model.Vm) -> agent_pb2.Vm:
             for each in vm.datastores
         ],
         snapshots=[_vm_snapshot(each) for each in vm.snapshots],
+        tags=vm.tags,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -31,6 +31,7 @@ _LIST_PATHS = (
     "guest.toolsRunningStatus",
     "config.guestFullName",
     "snapshot",
+    "customValue",
 )
 _ONE_PATHS = (*_LIST_PATHS, "runtime.host", *hardware.PATHS)
 _FOLDER_PATHS = ("name", "parent")
@@ -69,12 +70,13 @@ def list_vms(service: Any, name: str = "") -> list[Vm]:
             machines.append((moref_of(managed), properties))
         else:
             folders[moref_of(managed)] = properties
+    fields = _fields(service, (properties for _, properties in machines))
     vms = []
     for moref, properties in machines:
         if not properties.get("config.instanceUuid"):
             log.warning("a VM has no readable configuration", moref=moref, name=properties.get("name"))
         elif not name or properties.get("name") == name:
-            vms.append(_vm(vcenter_uuid, moref, properties, _path(properties, folders)))
+            vms.append(_vm(vcenter_uuid, moref, properties, _path(properties, folders), fields))
     return sorted(vms, key=lambda vm: (vm.name, vm.inventory_path))
 
 
@@ -112,7 +114,8 @@ def inspect_vm(service: Any, ref: VmRef) -> Vm:
     hosts = {moref_of(each): str(facts.get("name", "")) for each, facts in found if isinstance(each, vim.HostSystem)}
     names = {each.moref: each.name for each in datastores}
     above = {moref_of(each): facts for each, facts in found if isinstance(each, (vim.Folder, vim.Datacenter))}
-    vm = _vm(ref.vcenter_uuid, moref, properties, _path(properties, above))
+    fields = _fields(service, [properties])
+    vm = _vm(ref.vcenter_uuid, moref, properties, _path(properties, above), fields)
     return dataclasses.replace(
         vm,
         disks=tuple(dataclasses.replace(disk, datastore=names.get(disk.datastore_moref, "")) for disk in disks),
@@ -165,6 +168,7 @@ def _vm(
     moref: str,
     properties: dict[str, Any],
     path: str,
+    fields: Mapping[int, str],
 ) -> Vm:
     return Vm(
         vcenter_uuid=vcenter_uuid,
@@ -181,7 +185,20 @@ def _vm(
         snapshot_count=count_snapshots(properties.get("snapshot")),
         tools_status=str(properties.get("guest.toolsRunningStatus", "")),
         guest_name=str(properties.get("config.guestFullName", "")),
+        tags=tuple(
+            sorted(
+                f"{fields[each.key]}={each.value}" for each in properties.get("customValue") or [] if each.key in fields
+            )
+        ),
     )
+
+
+def _fields(service: Any, of: Iterable[dict[str, Any]]) -> dict[int, str]:
+    """Returns the names of custom attributes by key; asks only when one of the objects has any."""
+    manager = service.content.customFieldsManager  # a single host has none
+    if manager is None or not any(properties.get("customValue") for properties in of):
+        return {}
+    return {int(each.key): str(each.name) for each in manager.field}
 
 
 def _snapshot(node: Any) -> VmSnapshot:

@@ -141,6 +141,7 @@ class Vm:
     host_moref: str = ""
     datastores: tuple[Datastore, ...] = ()
     snapshots: tuple[VmSnapshot, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

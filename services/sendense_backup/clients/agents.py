@@ -317,6 +317,7 @@ def _vm(vm: agent_pb2.Vm) -> Vm:
             VmSnapshot(each.moref, each.name, each.created_at.ToDatetime(UTC), each.job_id, each.installation_id)
             for each in vm.snapshots
         ),
+        tags=tuple(vm.tags),
     )
 
 

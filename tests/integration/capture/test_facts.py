@@ -18,7 +18,8 @@ import pytest
 
 from rehearsal import Rehearsal, rehearsal
 from sendense_backup.decisions import FullReason
-from sendense_backup.model import COMPLETED, FAILED, Job, VmRef
+from sendense_backup.model import COMPLETED, FAILED, Job, KnownVm, VmRef
+from sendense_backup.policy import Selector
 from sendense_backup.workflows import preparation
 from sendense_lab.client import LabClient
 
@@ -439,6 +440,23 @@ async def test_fact_18_two_vms_of_one_bios_uuid_are_two_vms(make: Make) -> None:
     two.write(block=2)
     await one.back_up()
     await two.back_up()
+
+
+async def test_a_policys_tag_selects_vms_by_their_custom_attributes(make: Make) -> None:
+    one, two = await make(["1M:blank"]), await make(["1M:blank"])
+    one.lab.set_vm(one.name, attributes={"Backup": "nightly", "Owner": "ann"})
+    two.lab.set_vm(two.name, attributes={"Backup": "weekly", "Owner": "ann"})
+
+    async def selected(tag: str) -> list[str]:
+        return [vm.name for vm in await one.node.agent.list_vms("") if Selector(tag=tag).selects(KnownVm("lab", vm))]
+
+    assert await selected("Backup=nightly") == [one.name]
+    assert await selected("Owner=ann") == [one.name, two.name]
+    assert await selected("Backup") == []
+    two.lab.set_vm(two.name, attributes={"Backup": "nightly", "Owner": ""})
+    assert await selected("Backup=nightly") == [one.name, two.name]
+    assert await selected("Owner=ann") == [one.name]
+    assert (await one.node.agent.inspect(one.ref)).tags == ("Backup=nightly", "Owner=ann")
 
 
 # -- disks that the caller leaves out ---------------------------------------------------------------------------------

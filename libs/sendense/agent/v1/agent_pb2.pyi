@@ -169,6 +169,7 @@ class Vm(_message.Message):
     DATASTORES_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     vcenter_uuid: _builtins.str
     """vCenter's instance uuid."""
     vm_uuid: _builtins.str
@@ -215,6 +216,10 @@ class Vm(_message.Message):
     def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmSnapshot]:
         """Its snapshots, parents first; empty in lists."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its custom attributes as `NAME=VALUE`, sorted. Tags of vSphere are not among them."""
+
     def __init__(
         self,
         *,
@@ -238,10 +243,11 @@ class Vm(_message.Message):
         datastores: _abc.Iterable[Global___Datastore] | None = ...,
         snapshots: _abc.Iterable[Global___VmSnapshot] | None = ...,
         host: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_tracking_enabled", b"change_tracking_enabled", "change_tracking_supported", b"change_tracking_supported", "consolidation_needed", b"consolidation_needed", "datastore_free_bytes", b"datastore_free_bytes", "datastores", b"datastores", "disks", b"disks", "guest_name", b"guest_name", "hardware_json", b"hardware_json", "hardware_version", b"hardware_version", "host", b"host", "inventory_path", b"inventory_path", "moref", b"moref", "name", b"name", "power_state", b"power_state", "snapshot_count", b"snapshot_count", "snapshots", b"snapshots", "template", b"template", "tools_status", b"tools_status", "vcenter_uuid", b"vcenter_uuid", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_tracking_enabled", b"change_tracking_enabled", "change_tracking_supported", b"change_tracking_supported", "consolidation_needed", b"consolidation_needed", "datastore_free_bytes", b"datastore_free_bytes", "datastores", b"datastores", "disks", b"disks", "guest_name", b"guest_name", "hardware_json", b"hardware_json", "hardware_version", b"hardware_version", "host", b"host", "inventory_path", b"inventory_path", "moref", b"moref", "name", b"name", "power_state", b"power_state", "snapshot_count", b"snapshot_count", "snapshots", b"snapshots", "tags", b"tags", "template", b"template", "tools_status", b"tools_status", "vcenter_uuid", b"vcenter_uuid", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
