@@ -193,6 +193,7 @@ def _fork_for_each_line() -> None:
         home, action, step, occurrence = json.loads(line)
         child = os.fork()
         if not child:
+            os.dup2(2, 1)  # the log; the answers' pipe is the forker's
             try:
                 asyncio.run(_die(Path(home), action, step, occurrence))
             except BaseException:  # noqa: BLE001 - a child must never return into the loop of its parent

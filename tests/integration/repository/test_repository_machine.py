@@ -29,13 +29,14 @@ from sendense_repository.point import NewPoint
 from sendense_repository.records import Holder, PlacedLayer
 from sendense_repository.store import metadata
 
-RUNS = int(os.environ.get("SENDENSE_MACHINE_RUNS", "36"))
+RUNS_IN_CI = 25
+RUNS = int(os.environ.get("SENDENSE_MACHINE_RUNS", str(RUNS_IN_CI)))
 STEPS = 100
 SECTORS = 8 * 128 + 3
 SIZE = SECTORS * 512
 DISKS = ("a", "b")
 MOST_POINTS = 6
-LEAST_STEPS = 2000 if RUNS >= 36 else 0
+LEAST_STEPS = 2000 if RUNS >= RUNS_IN_CI else 0
 
 ACTIONS = (
     "go on",
@@ -345,14 +346,14 @@ class RepositoryMachine(RuleBasedStateMachine):
                 assert self._read(point, disk) == self.points[point][disk]
 
 
-@pytest.mark.timeout(1200 if RUNS <= 36 else 0)
+@pytest.mark.timeout(1200 if RUNS <= RUNS_IN_CI else 0)
 def test_every_point_reads_as_its_snapshot_was_whatever_happens() -> None:
     configuration: dict[str, Any] = {
         "max_examples": RUNS,
         "stateful_step_count": STEPS,
         "deadline": None,
         "database": None,
-        "derandomize": RUNS == 36,
+        "derandomize": RUNS == RUNS_IN_CI,
         "suppress_health_check": list(HealthCheck),
         "phases": [Phase.generate],
         "print_blob": True,
