@@ -8,6 +8,7 @@ logical volume are mapped. Btrfs tells its holes, but not where the data is; the
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import re
 import shlex
@@ -134,9 +135,10 @@ class Layout:
         while length:
             segment = self._segments[bisect.bisect_right(self._segment_starts, place) - 1]
             inside = place - segment.start
-            part = os.pread(segment.image, min(length, segment.length - inside), segment.offset + inside)
+            size = min(length, segment.length - inside)
+            part = os.pread(segment.image, size, segment.offset + inside) if size > 0 else b""
             if not part:
-                raise OSError("a file's place is not on its volume")
+                raise OSError(errno.EIO, "a file's place is not on its volume")
             parts.append(part)
             place += len(part)
             length -= len(part)
@@ -220,13 +222,14 @@ def parse_extents(text: bytes) -> list[Extent] | None:
         if match is None:
             continue
         flags = set(match[6].decode().strip(",").split(",")) - {""}
-        start, length, sector = int(match[1]), int(match[5]), int(match[3])
-        is_plain = sector > 0 and not flags - _HARMLESS
+        start, end, sector = int(match[1]), int(match[2]) + 1, int(match[3])
+        # What is not on the disk yet is shown with a length of 0.
+        is_plain = sector > 0 and int(match[5]) == end - start and not flags - _HARMLESS
         if "unwritten" in flags:  # room without content: a hole to its reader
             continue
         if found and start * _SECTOR < found[-1].end:
             return None
-        found.append(Extent(start * _SECTOR, (start + length) * _SECTOR, sector * _SECTOR if is_plain else None))
+        found.append(Extent(start * _SECTOR, end * _SECTOR, sector * _SECTOR if is_plain else None))
     return found
 
 

@@ -223,7 +223,7 @@ def _duo(directory: Path) -> dict[str, Point]:
             put(root, name[1:], content)
         for name, content in on_data.items():
             put(mounted_data, name.removeprefix("/srv/my data/"), content)
-        _tricks(root)
+        make_tricks(root)
         full_raw = [system.copy(directory / "system-full.raw"), data.copy(directory / "data-full.raw")]
         later, gone = dict(files), []
         for n in range(0, 120, 5):
@@ -259,7 +259,7 @@ CANARY = Path(f"/tmp/sendense-restore-canary-{os.getpid()}")
 NAME_NO_UTF8 = b"caf\xe9 \\ new\nline"
 
 
-def _tricks(root: Path) -> None:
+def make_tricks(root: Path) -> None:
     """Everything in a guest that could lead a restore out of the mount, or hold it up."""
     tricks = root / "tricks"
     tricks.mkdir()

@@ -7,6 +7,7 @@ system that was copied while it was mounted.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 import uuid
@@ -14,10 +15,19 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from restore_images import MIB, Point, format_partition, make_full, partitioned, run, whole
+from restore_images import MIB, Point, format_partition, make_full, make_tricks, partitioned, run, whole
 from restore_trees import Source, fill
 
 PASSPHRASE = "correct horse"
+FILES = 2000
+"""On each file system."""
+BIG = 1100 * MIB
+"""Size of a sparse file on each file system that has such."""
+FAT_BIG = BIG if os.environ.get("SENDENSE_TEST_BIG") else 0
+"""FAT has no sparse files, and NTFS' holes are not told: an emulated micro-VM reads each byte, half a minute long."""
+PLAIN, NTFS_BIG = range(5), 4
+WITHOUT_UNIX = frozenset({"disk-3-part-1", "disk-4-part-1", "disk-10-part-1"})
+"""Volumes without owners, modes, links and any name."""
 _EXTENT = MIB
 _LVM = 'devices { use_devicesfile=0 filter=[ "a|%s|", "a|%s|", "r|.*|" ] } backup { backup=0 archive=0 }'
 
@@ -30,46 +40,58 @@ class Stack:
     volumes: dict[str, Source]
 
 
-def build_plain(directory: Path) -> Stack:
-    """File systems that lie on partitions and whole disks: both back ends open them. Each copied while written to."""
+def build_disks(directory: Path) -> Stack:
+    """All of them as one point: disks 0 to 4 open with both back ends, 5 to 10 with guestfs only (FAT too, where the
+    host's kernel does not know it). Each was copied while it was written to.
+    """
     directory.mkdir()
     layers: dict[int, Path] = {}
     volumes: dict[str, Source] = {}
     kinds = (
-        ("ext4", ["mkfs.ext4", "-q"], 160 * MIB, 2000, 1100 * MIB),
-        ("xfs", ["mkfs.xfs", "-q"], 304 * MIB, 150, 4 * MIB),
-        ("btrfs", ["mkfs.btrfs", "-q"], 112 * MIB, 150, 4 * MIB),
-        ("ntfs", ["mkntfs", "-q", "-F"], 48 * MIB, 120, 0),
+        ("ext4", ["mkfs.ext4", "-q"], 160 * MIB, FILES, BIG),
+        ("xfs", ["mkfs.xfs", "-q"], 304 * MIB, FILES, BIG),
+        ("btrfs", ["mkfs.btrfs", "-q"], 256 * MIB, FILES, BIG),
+        ("ntfs", ["mkntfs", "-q", "-F"], 160 * MIB, FILES, 0),
+        ("ntfs-big", ["mkntfs", "-q", "-F"], 32 * MIB, 20, BIG),
     )
     for disk, (kind, command, size, count, sparse) in enumerate(kinds):
         guest = partitioned(directory / f"{kind}.raw", size + 2 * MIB, [size])
         format_partition(guest, 0, command)
-        unix = kind != "ntfs"
+        unix = not kind.startswith("ntfs")
         with guest.mounted(0, directory / f"m-{kind}") as root:
             volumes[f"disk-{disk}-part-1"] = fill(root, disk, count, unix=unix, links=unix, sparse_bytes=sparse)
             raw = guest.copy(directory / f"{kind}-copy.raw")
         layers[disk] = _seal(directory, disk, raw)
         guest.raw.unlink()
-    return Stack(Point("backup-plain-20251004010203", layers), volumes)
-
-
-def build_stacked(directory: Path) -> Stack:
-    """What only libguestfs opens (FAT too, where the host's kernel does not know it)."""
-    directory.mkdir()
-    layers: dict[int, Path] = {}
-    volumes: dict[str, Source] = {}
-    (root_raw, volumes["lv-vg0-root"]) = _ext4(directory, "root", 60 * _EXTENT, 10, 100)
-    first, second = _over_two_disks(directory, root_raw)
-    layers[0], layers[1] = _seal(directory, 0, first), _seal(directory, 1, second)
-    (secret_raw, volumes["luks-disk-2"]) = _ext4(directory, "secret", 16 * MIB, 11, 20)
-    layers[2] = _seal(directory, 2, _encrypted(directory, secret_raw))
+    (root_raw, volumes["lv-vg0-root"]) = _ext4(directory, "root", 120 * _EXTENT, 10, FILES, BIG)
+    for number, half in enumerate(_over_two_disks(directory, root_raw), 5):
+        layers[number] = _seal(directory, number, half)
+    (secret_raw, volumes["luks-disk-7"]) = _ext4(directory, "secret", 16 * MIB, 11, 20)
+    layers[7] = _seal(directory, 7, _encrypted(directory, secret_raw))
     (mirrored_raw, volumes["md"]) = _ext4(directory, "mirrored", 16 * MIB, 12, 20)
-    for number, half in enumerate(_mirror(directory, mirrored_raw)):
-        layers[3 + number] = _seal(directory, 3 + number, half)
-    fat = partitioned(directory / "fat.raw", 36 * MIB, [33 * MIB])
-    volumes["disk-5-part-1"] = _fat(directory, fat.raw, fat.partitions[0])
-    layers[5] = _seal(directory, 5, fat.raw)
-    return Stack(Point("backup-stacked-20251004010203", layers), volumes)
+    for number, half in enumerate(_mirror(directory, mirrored_raw), 8):
+        layers[number] = _seal(directory, number, half)
+    size = 128 * MIB + FAT_BIG // MIB * MIB
+    fat = partitioned(directory / "fat.raw", size + 3 * MIB, [size])
+    volumes["disk-10-part-1"] = _fat(directory, fat.raw, fat.partitions[0])
+    layers[10] = _seal(directory, 10, fat.raw)
+    if shutil.which("xorriso"):
+        raw, volumes["disk-11"] = build_iso(directory / "iso")
+        layers[11] = _seal(directory, 11, raw)
+    return Stack(Point("backup-stack-20251004010203", layers), volumes)
+
+
+def build_iso(directory: Path) -> tuple[Path, Source]:
+    """A CD's image with random files; Rock Ridge keeps any name, modes, owners and links."""
+    tree = directory / "tree"
+    tree.mkdir(parents=True)
+    source = fill(tree, 21, 200)
+    source.xattrs.clear()  # it has none
+    source.hard.clear()  # copies in it
+    source.modes.clear()  # xorriso takes setuid away, and makes all readable
+    raw = directory / "disk.iso"
+    run("xorriso", "-as", "mkisofs", "-quiet", "-R", "-V", "INSTALL", "-o", raw, tree)
+    return raw, source
 
 
 def _seal(directory: Path, disk: int, raw: Path) -> Path:
@@ -80,7 +102,7 @@ def _seal(directory: Path, disk: int, raw: Path) -> Path:
     return layer
 
 
-def _ext4(directory: Path, name: str, size: int, seed: int, count: int) -> tuple[Path, Source]:
+def _ext4(directory: Path, name: str, size: int, seed: int, count: int, big: int = 0) -> tuple[Path, Source]:
     guest = whole(directory / f"{name}.raw", size)
     format_partition(guest, 0, ["mkfs.ext4", "-q", "-L", name])
     with guest.mounted(0, directory / f"m-{name}") as root:
@@ -89,7 +111,9 @@ def _ext4(directory: Path, name: str, size: int, seed: int, count: int) -> tuple
             (root / "secret").mkdir()
             fstab = "/dev/mapper/vg0-root / ext4 defaults 0 1\nLABEL=secret /secret ext4 defaults 0 2\n"
             (root / "etc" / "fstab").write_text(fstab)
-        source = fill(root, seed, count)
+        source = fill(root, seed, count, sparse_bytes=big)
+        if name == "root":
+            make_tricks(root)
         raw = guest.copy(directory / f"{name}-copy.raw")
     guest.raw.unlink()
     if name == "root":
@@ -98,24 +122,24 @@ def _ext4(directory: Path, name: str, size: int, seed: int, count: int) -> tuple
 
 
 def _over_two_disks(directory: Path, content: Path) -> tuple[Path, Path]:
-    """One logical volume of 60 MiB over two physical volumes of 39 extents each; the first is a partition's size."""
+    """One logical volume of 120 MiB over two physical volumes of 79 extents each."""
     raws = [directory / "pv0.raw", directory / "pv1.raw"]
     devices: list[str] = []
     try:
         for raw in raws:
             raw.touch()
-            os.truncate(raw, 40 * MIB)
+            os.truncate(raw, 80 * MIB)
             devices.append(run("losetup", "--find", "--show", raw).strip())
         config = ("--driverloaded", "n", "--config", _LVM % tuple(devices))
         run("pvcreate", "-qq", "-y", *config, *devices)
         run("vgcreate", "-qq", "-s", "1M", *config, "vg0", *devices)
-        run("lvcreate", "-qq", "-an", "-Zn", "-Wn", "-l", "60", "-n", "root", *config, "vg0")
+        run("lvcreate", "-qq", "-an", "-Zn", "-Wn", "-l", "120", "-n", "root", *config, "vg0")
     finally:
         for device in devices:
             run("losetup", "--detach", device)
     data = content.read_bytes()
     content.unlink()
-    split = 39 * _EXTENT
+    split = 79 * _EXTENT
     for raw, part in zip(raws, (data[:split], data[split:]), strict=True):
         with raw.open("r+b") as file:
             file.seek(_EXTENT)
@@ -171,7 +195,7 @@ def _fat(directory: Path, raw: Path, place: tuple[int, int]) -> Source:
     offset, size = place
     tree = directory / "fat-tree"
     tree.mkdir()
-    source = fill(tree, 13, 40, unix=False, links=False)
+    source = fill(tree, 13, FILES, unix=False, links=False, sparse_bytes=FAT_BIG)
     image = directory / "fat.img"
     image.touch()
     os.truncate(image, size)

@@ -7,13 +7,15 @@ import os
 import random
 import stat
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from restore_images import put, sync_directory
 
 KIB = 1 << 10
+_SIZES = ([0, 1, 100, 4095, 4096, 4097, 30 * KIB, 150 * KIB], [9, 9, 9, 9, 9, 9, 9, 2])
+"""Sizes of files, and how often each is drawn."""
 _LETTERS = "abcxyzABC019 _-.,;'äß€ж漢%#&()"
 _UNIX_ONLY = ["\n", "\\", '"', "\udcff", "\udce9", "\x1b", "*", "?", ":", "|", "<"]
 
@@ -25,6 +27,7 @@ class Source:
     Attributes:
         files: For each path its SHA-256 and size.
         links: For each symbolic link where it leads.
+        hard: Further names of files, and the first name of each.
         xattrs: For each path its user attributes.
         modes: For each path its permission bits, where the file system keeps them.
         gone: Paths that were deleted.
@@ -32,6 +35,7 @@ class Source:
 
     files: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     links: dict[bytes, bytes] = field(default_factory=dict)
+    hard: dict[bytes, bytes] = field(default_factory=dict)
     xattrs: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
     modes: dict[bytes, int] = field(default_factory=dict)
     gone: set[bytes] = field(default_factory=set)
@@ -59,7 +63,7 @@ def fill(root: Path, seed: int, count: int, *, unix: bool = True, links: bool = 
             (root / os.fsdecode(path)).mkdir()
     for number in range(count):
         path = (chosen.choice(directories) + b"/f%d" % number + _name(chosen, unix=unix)).lstrip(b"/")
-        content = chosen.randbytes(chosen.choice([0, 1, 100, 4095, 4096, 4097, 30 * KIB, 150 * KIB]))
+        content = chosen.randbytes(chosen.choices(*_SIZES)[0])
         _write(source, root, path, content)
         if unix and number % 9 == 0:
             source.modes[path] = chosen.choice([0o600, 0o4755, 0o640, 0o000])
@@ -71,6 +75,7 @@ def fill(root: Path, seed: int, count: int, *, unix: bool = True, links: bool = 
             name = b"hard%d" % number
             os.link(root / os.fsdecode(path), root / os.fsdecode(name))
             source.files[name] = source.files[path]
+            source.hard[name] = path
             source.links[b"soft%d" % number] = b"../" * number + path
             (root / f"soft{number}").symlink_to(os.fsdecode(b"../" * number + path))
     if sparse_bytes:
@@ -92,6 +97,7 @@ def _change_after_the_sync(source: Source, root: Path, chosen: random.Random, *,
         (root / os.fsdecode(path)).unlink()
         for known in (source.files, source.modes, source.xattrs):
             known.pop(path, None)
+        source.hard = {name: first for name, first in source.hard.items() if first != path}
         source.gone.add(path)
     sync_directory(root)
     (root / "in flight").mkdir()
@@ -146,7 +152,7 @@ def assert_tar_equals(tar: Path, source: Source, *, unix: bool = True, links: bo
     with tarfile.open(tar, encoding="utf-8", errors="surrogateescape") as archive:
         for member in archive:
             path = os.fsencode(member.name).removeprefix(b"./")
-            if path.startswith((b"in flight", b"lost+found")) or path in (b".", b""):
+            if path.startswith((b"in flight", b"lost+found", b"tricks")) or path in (b".", b""):
                 continue
             members[path] = member
             if member.issym():
@@ -165,14 +171,37 @@ def assert_tar_equals(tar: Path, source: Source, *, unix: bool = True, links: bo
     assert not source.gone & found.keys()
     if links:
         assert soft == source.links
+        for name, first in source.hard.items():  # whichever comes first has the content
+            assert members[name].islnk() or members[first].islnk(), name
     if unix:
-        for path, mode in source.modes.items():
-            assert stat.S_IMODE(members[path].mode) == mode, path
-        for path, attributes in source.xattrs.items():
-            if members[path].islnk():  # its first name has them
-                continue
-            for name, value in attributes.items():
-                assert members[path].pax_headers[f"SCHILY.xattr.user.{name}"] == value.decode(), path
+        _assert_attributes(members, source)
+
+
+def _assert_attributes(members: Mapping[bytes, tarfile.TarInfo], source: Source) -> None:
+    for path, mode in source.modes.items():
+        assert stat.S_IMODE(members[path].mode) == mode, path
+    for path, attributes in source.xattrs.items():
+        if members[path].islnk():  # its first name has them
+            continue
+        for name, value in attributes.items():
+            assert members[path].pax_headers[f"SCHILY.xattr.user.{name}"] == value.decode(), path
+
+
+def some_pieces(tar: Path, source: Source, seed: int, count: int) -> list[tuple[bytes, int, bytes]]:
+    """Draws files of a downloaded tar, the largest among them: path, offset and content of a piece of each."""
+    chosen = random.Random(seed)
+    largest = max(source.files, key=lambda path: source.files[path][1])
+    filled = sorted(path for path, (_, size) in source.files.items() if size)
+    paths, found = {largest, *chosen.sample(filled, count)}, []
+    with tarfile.open(tar, encoding="utf-8", errors="surrogateescape") as archive:
+        for path in sorted(paths):
+            file = archive.extractfile("./" + os.fsdecode(path))
+            assert file is not None
+            size = source.files[path][1]
+            offset = size // 2 if path == largest else chosen.randrange(size)
+            file.seek(offset)
+            found.append((path, offset, file.read(chosen.randrange(1, 300 * KIB))))
+    return found
 
 
 def _digest(read: Callable[[int], bytes]) -> str:

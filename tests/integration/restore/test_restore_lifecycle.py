@@ -203,40 +203,6 @@ async def test_sigterm_undoes_everything(sendense_home: Path, images: Images) ->
         assert await rows(settings) == []
 
 
-@pytest.mark.faults
-async def test_a_restart_after_sigkill_finds_and_cleans_everything(sendense_home: Path, images: Images) -> None:
-    settings = RestoreSettings()
-    await create_tables(settings)
-    async with World(settings, images) as world, neighbours(world), processes(settings) as service:
-        process = await service.start()
-        await asyncio.gather(*(world.mount(name) for name in ("incr", "full", "btrfs", "ntfs")))
-        half = asyncio.create_task(world.mount("incr"))
-        await asyncio.sleep(0.06)  # somewhere in the middle of it
-        process.kill()
-        await process.wait()
-        await asyncio.gather(half, return_exceptions=True)
-        assert len(world.fake_points.leases) >= 4
-        assert any(line.startswith("mount") for line in left_on_host(settings.root)), "nothing was left to clean"
-        settings.socket("restore").unlink()
-        process = await service.start()
-        try:
-
-            async def released() -> bool:
-                return not world.fake_points.leases
-
-            await eventually(released)
-            left = [line for line in left_on_host(settings.root) if f"process {process.pid} " not in line]
-            assert left == []
-            async with World(settings, images) as again:
-                mount = await again.mount("incr")
-                assert (await again.page(mount.mount_id, "/")).entries
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 20) == 0
-        assert left_on_host(settings.root) == []
-    images.assert_unchanged()
-
-
 async def test_a_second_service_on_the_same_state_is_refused(world: World) -> None:
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).parent / "sendense-restore",
