@@ -47,8 +47,9 @@ def give_back_unused(path: Path, *, end: int | None, cluster_size: int) -> None:
     except PermissionError:
         return  # it is read-only already: a seal that was interrupted came behind this step
     try:
-        if end is not None and os.fstat(descriptor).st_size > end:
-            os.ftruncate(descriptor, end)
+        size = os.fstat(descriptor).st_size
+        # Also to the size that it has: XFS keeps room behind a file's end, about 1 MiB, until it is asked.
+        os.ftruncate(descriptor, size if end is None else min(size, end))
         for extent in unused:
             _punch(descriptor, extent)
     except OSError as error:
@@ -62,17 +63,23 @@ def _unused(path: Path, cluster_size: int) -> list[Extent]:
     """Returns blocks of tables that are zero, and clusters that nothing refers to."""
     size = path.stat().st_size
     found: list[Extent] = []
-    for table in read_tables(path):
-        found += _zero_blocks(table)
-        if table.kind == REFCOUNT_BLOCK:
-            found += _free_clusters(table, cluster_size, size)
+    with path.open("rb") as stream:
+        for table in read_tables(path):
+            found += _zero_blocks(table.offset, table.content)
+            if table.kind == REFCOUNT_BLOCK:
+                found += _free_clusters(table, cluster_size, size)
+            end = table.offset + len(table.content)
+            if rest := -end % cluster_size:
+                # Behind an L1 table XFS may have given room that nobody wrote to.
+                stream.seek(end)
+                found += _zero_blocks(end, stream.read(rest))
     return intersect(merge(sorted(found)), [Extent(0, size)])
 
 
-def _zero_blocks(table: Table) -> Iterator[Extent]:
-    for position in range(0, len(table.content) // _BLOCK * _BLOCK, _BLOCK):
-        if table.content[position : position + _BLOCK] == _ZEROES:
-            yield Extent(table.offset + position, _BLOCK)
+def _zero_blocks(offset: int, content: bytes) -> Iterator[Extent]:
+    for position in range(-offset % _BLOCK, len(content) - _BLOCK + 1, _BLOCK):
+        if content[position : position + _BLOCK] == _ZEROES:
+            yield Extent(offset + position, _BLOCK)
 
 
 def _free_clusters(table: Table, cluster_size: int, size: int) -> Iterator[Extent]:
