@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ class Capture:
     ) -> AsyncGenerator[Batch | CopyProgress]:
         death = asyncio.create_task(reader.died())
         death.add_done_callback(lambda _: self.cancel())
-        copying = asyncio.create_task(asyncio.to_thread(self._engine, description, reader.socket, lane))
+        copying = self._start_engine(description, reader.socket, lane)
         # The thread's last batch was queued before its task is done: nothing comes after None.
         copying.add_done_callback(lambda _: self._batches.put_nowait(None))
         try:
@@ -151,7 +152,7 @@ class Capture:
             yield batch
             self._room.release()
 
-    async def _outcome(self, copying: asyncio.Task[None], reader: Reader, death: asyncio.Task[str]) -> None:
+    async def _outcome(self, copying: asyncio.Future[None], reader: Reader, death: asyncio.Task[str]) -> None:
         """Raises what ended the copy early, if anything did."""
         try:
             await copying
@@ -163,6 +164,17 @@ class Capture:
             raise _failure(error, reader) from error
         except BlockIOError as error:
             raise _failure(error, reader) from error
+
+    def _start_engine(self, description: ReaderDescription, source: Path, lane: Path) -> asyncio.Future[None]:
+        """Runs the engine in a thread of its own.
+
+        The loop's threads are for short work, and there are six of them on two cores: so many copies, each for hours,
+        would keep readers from being probed and lanes from being dialled again.
+        """
+        thread = ThreadPoolExecutor(1, thread_name_prefix="capture")
+        copying = self._loop.run_in_executor(thread, self._engine, description, source, lane)
+        thread.shutdown(wait=False)  # it ends with its only work
+        return copying
 
     def _engine(self, description: ReaderDescription, source: Path, lane: Path) -> None:
         job = self.job
@@ -191,7 +203,7 @@ class Capture:
         self._loop.call_soon_threadsafe(self._batches.put_nowait, batch)
 
 
-async def _finished(task: asyncio.Task[None]) -> None:
+async def _finished(task: asyncio.Future[None]) -> None:
     """Waits for the engine's thread, which cannot be abandoned, also while this task is being cancelled."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
