@@ -21,8 +21,8 @@ from support import serving
 pytestmark = pytest.mark.faults
 
 CHUNK = 1000
-ENDLESS_MESSAGES = 20_000
-"""At about 20 KiB each 400 MiB: far more than may be held."""
+ENDLESS_MESSAGES = 10_000
+"""At about 20 KiB each 200 MiB: twice what may be held."""
 ALLOWED_GROWTH = 96 << 20
 
 

@@ -1,6 +1,7 @@
 """The process `sendense-gateway`: says when it listens, ends with Envoy, leaves nothing behind."""
 
 import asyncio
+import json
 import os
 import signal
 import ssl
@@ -192,7 +193,13 @@ async def test_every_setting_at_once_is_a_configuration_that_envoy_takes(sendens
     make_certificate(short_tmp / "ca", short_tmp / "mtls", ["127.0.0.1"])
     settings = {
         "SENDENSE_GATEWAY_CORS_ORIGINS": "https://gui.example, http://localhost:3000",
-        "SENDENSE_PEERS": f'{{"repository": "127.0.0.1:{free_port()}", "restore": "storage.example:7443"}}',
+        "SENDENSE_PEERS": json.dumps(
+            {
+                "repository": f"127.0.0.1:{free_port()}",
+                "restore": "storage.example:7443",
+                "restore-http": "[fd00::2]:7447",
+            }
+        ),
         "SENDENSE_MTLS_DIR": str(short_tmp / "mtls"),
         "SENDENSE_OIDC_ISSUER": "https://login.example",
         "SENDENSE_OIDC_AUDIENCE": "backup",

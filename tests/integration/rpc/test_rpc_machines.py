@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -24,22 +23,27 @@ NETWORK = "10.79.13"
 HOSTS = {"control": f"{NETWORK}.1", "storage": f"{NETWORK}.2", "agent": f"{NETWORK}.3"}
 ACCESS_PORT, EXPORTS_PORT = 7443, 7444
 PROBE = """
-import asyncio, sys
+import asyncio, sys, time
 from sendense.exports.v1 import exports_pb2, exports_pb2_grpc
 from sendense_rpc.channel import service_peer
 from sendense_rpc.errors import SendenseError
 from sendense_rpc.settings import ServiceSettings
 
-async def main():
-    peer = service_peer(ServiceSettings(), "exports", sys.argv[1])
+async def asked(peer):
     try:
         stub = exports_pb2_grpc.ExportServiceStub(peer.channel)
         await peer.call(stub.ListExports, exports_pb2.ListExportsRequest(), timeout=20)
-        print("ok")
     except SendenseError as error:
-        print(error.reason, error.message)
-    finally:
-        await peer.close()
+        return f"{error.reason} {error.message}"
+    return "ok"
+
+async def main():
+    wanted, deadline = sys.argv[2], time.monotonic() + float(sys.argv[3])
+    peer = service_peer(ServiceSettings(), "exports", sys.argv[1])
+    while wanted not in (said := await asked(peer)) and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+    print(said)
+    await peer.close()
 
 asyncio.run(main())
 """
@@ -75,13 +79,14 @@ asyncio.run(main())
 """
 
 
-def probe(machines: Machines, name: str, identity: str, **further: str) -> str:
+def probe(machines: Machines, name: str, identity: str, wanted: str = "", seconds: float = 0) -> str:
+    """Asks the exports service from a machine until the answer holds what is wanted; returns the last one."""
     done = subprocess.run(
-        machines.python(name, "-c", PROBE, identity),
-        env=machines.environment(name, **further),
+        machines.python(name, "-c", PROBE, identity, wanted, str(seconds)),
+        env=machines.environment(name, **_to_exports(machines, name)),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 + seconds,
         check=False,
     )
     return done.stdout.strip() or done.stderr[-500:]
@@ -157,12 +162,9 @@ def _to_exports(machines: Machines, name: str) -> dict[str, str]:
 
 
 def eventually(machines: Machines, name: str, identity: str, wanted: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while wanted not in (said := probe(machines, name, identity, **_to_exports(machines, name))):
-        if time.monotonic() > deadline:
-            logs = {file.name: file.read_text()[-1500:] for file in machines.root.glob("*.log")}
-            pytest.fail(f"wanted {wanted!r}, last was {said!r}\n{logs}")
-        time.sleep(0.5)
+    if wanted not in (said := probe(machines, name, identity, wanted, seconds)):
+        logs = {file.name: file.read_text()[-1500:] for file in machines.root.glob("*.log")}
+        pytest.fail(f"wanted {wanted!r}, last was {said!r}\n{logs}")
 
 
 def test_a_call_reaches_another_machine_with_certificate_and_identity(services: Machines) -> None:
@@ -175,7 +177,7 @@ def test_a_call_reaches_another_machine_with_certificate_and_identity(services: 
 
 def test_a_machine_with_another_ca_is_refused(services: Machines) -> None:
     eventually(services, "control", "backup", "ok")
-    assert "SERVICE_UNAVAILABLE" in probe(services, "agent", "backup", **_to_exports(services, "agent"))
+    assert "SERVICE_UNAVAILABLE" in probe(services, "agent", "backup")
 
 
 def test_plain_text_and_no_certificate_are_refused(services: Machines) -> None:
@@ -193,7 +195,7 @@ def test_plain_text_and_no_certificate_are_refused(services: Machines) -> None:
 def test_the_certificate_alone_is_no_identity(services: Machines) -> None:
     eventually(services, "control", "backup", "ok")
     (services.home("control") / "keys" / "identities" / "forged.token").write_text("a.b.c")
-    assert probe(services, "control", "forged", **_to_exports(services, "control")).startswith("UNAUTHENTICATED")
+    assert probe(services, "control", "forged").startswith("UNAUTHENTICATED")
 
 
 def test_a_revocation_on_one_machine_holds_on_the_other_within_a_minute(
