@@ -82,18 +82,23 @@ class OneTripCursor:
 class OneTripConnection(aiosqlite.Connection):
     """An aiosqlite connection with one-trip cursors."""
 
+    _settled = True
+
     def cursor(self) -> OneTripCursor:  # type: ignore[override]  # aiosqlite's is a trip and its own class
         """Returns a cursor, without a trip."""
         return OneTripCursor(self)
 
     async def rollback(self) -> None:
         """Rolls back, if there is anything: the pool asks for it at each return, after units of work that ended."""
-        if self._conn.in_transaction:
+        if not self._settled or self._conn.in_transaction:
             await super().rollback()
 
     async def trip(self, work: Callable[[], None]) -> None:
         """Runs work in the connection's thread."""
+        # Whoever is cancelled here leaves work behind that may begin a transaction yet.
+        self._settled = False
         await self._execute(work)  # type: ignore[no-untyped-call]
+        self._settled = True
 
     def in_thread(self) -> sqlite3.Cursor:
         """Returns a cursor of SQLite's; to be called in the connection's thread."""
