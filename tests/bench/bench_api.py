@@ -42,6 +42,8 @@ def _measured(node: RunningNode) -> list[Row]:
     running = [_start(api, name) for name in VMS]
     came, backups = asyncio.run(_loaded(node, lab, [done, *running]))
     api.client.close()
+    for error in came.errors[:10]:
+        print(error, file=sys.stderr)  # noqa: T201  # the row has their number only
     name = f"{CLIENTS} REST clients, {SECONDS:.0f} s, two backups"
     found = [
         row
