@@ -15,7 +15,7 @@ from sendense_rpc.server import run
 
 
 class Hanger(Observer):
-    """Leaves a mark and waits for ever when a job reaches its step."""
+    """Leaves a mark and waits when a job reaches its step: for ever, or until a file `<mark>.go` is there."""
 
     def __init__(self, plan: dict[str, list[str]], marks: Path) -> None:
         self._plan, self._marks = plan, marks
@@ -24,7 +24,11 @@ class Hanger(Observer):
         vm = job_id.partition("-")[2].rsplit("-", 1)[0]
         if self._plan.get(vm) == [step, moment]:
             (self._marks / vm).touch()
-            await asyncio.Event().wait()
+            while not (self._marks / f"{vm}.go").exists():  # noqa: ASYNC110  # another process makes it
+                await asyncio.sleep(0.1)
+
+    async def begins(self, backup_id: str, step: str) -> None:
+        await self._look(backup_id, step, "begins")
 
     async def executed(self, backup_id: str, step: str) -> None:
         await self._look(backup_id, step, "executed")
