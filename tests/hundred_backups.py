@@ -83,12 +83,13 @@ class Lives:
         happened[f"pages of {drawn.page_areas}"] += 1
 
 
-def run_hundred_backups(home: Path, number: int) -> Counter[str]:
+def run_hundred_backups(number: int, home: Path, disks: Path) -> Counter[str]:
     """Runs them and returns what happened.
 
     Args:
-        home: A state directory with keys, to which `SENDENSE_HOME` points.
         number: Which hundred.
+        home: A state directory with keys, to which `SENDENSE_HOME` points; its catalogue grows to a few MiB.
+        disks: Folder for lab and repository, with a short path.
     """
 
     # Same lives each time: what a test draws must not depend on the day.
@@ -105,10 +106,10 @@ def run_hundred_backups(home: Path, number: int) -> Counter[str]:
     def one_life(rounds: list[Round]) -> None:
         runner.run(lives.live(rounds))
 
-    with LabClient.start(home) as lab, asyncio.Runner() as runner:
+    with LabClient.start(disks) as lab, asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            lives = Lives(runner.run(_open(stack, home, lab)))
+            lives = Lives(runner.run(_open(stack, home, disks, lab)))
             one_life()
         finally:
             runner.run(stack.aclose())
@@ -128,6 +129,8 @@ def assert_a_hundred(happened: Counter[str]) -> None:
     assert happened["queries"] > happened["disks"] + 50
 
 
-async def _open(stack: AsyncExitStack, home: Path, lab: LabClient) -> Rehearsal:
+async def _open(stack: AsyncExitStack, home: Path, disks: Path, lab: LabClient) -> Rehearsal:
     """Opens what the lives share."""
-    return await stack.enter_async_context(rehearsal(home, lab, await stack.enter_async_context(qemu_layers())))
+    return await stack.enter_async_context(
+        rehearsal(home, lab, await stack.enter_async_context(qemu_layers(disks / "backups")))
+    )

@@ -201,4 +201,4 @@ async def rehearsal(home: Path, lab: LabClient, layers: Layers | None = None) ->
         await stack.enter_async_context(serving(Service("agent", [servicer], fine), backup_settings))
         peer = unix_peer(backup_settings.socket("agent"), backup_settings.identity_file("backup"))
         stack.push_async_callback(peer.close)
-        yield Rehearsal(lab, AgentClient("lab", peer, INSTALLATION), catalogue, layers or MemoryLayers(), home)
+        yield Rehearsal(lab, AgentClient("lab", peer, INSTALLATION), catalogue, layers or MemoryLayers(), lab.root)

@@ -234,9 +234,13 @@ class QemuLayers:
 
 
 @asynccontextmanager
-async def qemu_layers() -> AsyncIterator[QemuLayers]:
-    """Runs the repository service, in this process, in a state directory with keys, to which `SENDENSE_HOME` points."""
-    settings = RepositorySettings(reserve_bytes=0)
+async def qemu_layers(root: Path) -> AsyncIterator[QemuLayers]:
+    """Runs the repository service, in this process, in a state directory with keys, to which `SENDENSE_HOME` points.
+
+    Args:
+        root: Of the repository.
+    """
+    settings = RepositorySettings(default_root=root, reserve_bytes=0)
     database = Database(settings.catalogue_url)
     async with database.begin() as connection:
         await connection.run_sync(metadata.create_all)

@@ -68,10 +68,10 @@ CASES: dict[str, tuple[Callable[[LabClient], object], dict[str, int]]] = {
 """What happens before a backup, in this order, and how its disks are read then."""
 
 
-async def test_each_change_makes_a_full_of_the_disks_that_it_is_about(sendense_home: Path) -> None:
-    with LabClient.start(sendense_home) as lab:
+async def test_each_change_makes_a_full_of_the_disks_that_it_is_about(short_tmp: Path, memory_home: Path) -> None:
+    with LabClient.start(short_tmp) as lab:
         lab.create_vm(VM, DISKS)
-        async with rehearsal(sendense_home, lab) as node:
+        async with rehearsal(memory_home, lab) as node:
             ref = await node.ref(VM)
             await node.back_up(VM, ref)
             for number, (what, (happen, expected)) in enumerate(CASES.items()):

@@ -137,8 +137,8 @@ async def fresh(node: Rehearsal) -> Vm:
 
 
 @pytest.mark.parametrize("kind", ["api-error", "api-session-expired", "api-drop"])
-async def test_each_call_of_an_increment_is_spoiled_once(sendense_home: Path, lab: LabClient, kind: str) -> None:
-    async with disturbed(sendense_home, lab) as vm:
+async def test_each_call_of_an_increment_is_spoiled_once(memory_home: Path, lab: LabClient, kind: str) -> None:
+    async with disturbed(memory_home, lab) as vm:
         await vm.calls_of_a_backup()
         calls = await vm.calls_of_a_backup()
         assert {"CreateSnapshot_Task", "QueryChangedDiskAreas", "RemoveSnapshot_Task", "ReadNextEvents"} <= set(calls)
@@ -148,8 +148,8 @@ async def test_each_call_of_an_increment_is_spoiled_once(sendense_home: Path, la
                 assert after.status == COMPLETED, f"after {case}: {after.error_message}"
 
 
-async def test_each_further_call_of_a_first_backup_is_spoiled_once(sendense_home: Path, lab: LabClient) -> None:
-    async with disturbed(sendense_home, lab) as vm:
+async def test_each_further_call_of_a_first_backup_is_spoiled_once(memory_home: Path, lab: LabClient) -> None:
+    async with disturbed(memory_home, lab) as vm:
         first = await vm.calls_of_a_backup()
         later = await vm.calls_of_a_backup()
         further = Counter({method: count for method, count in first.items() if method not in later})
@@ -160,18 +160,16 @@ async def test_each_further_call_of_a_first_backup_is_spoiled_once(sendense_home
             assert (await other.back_up()).status == COMPLETED
 
 
-async def test_a_change_whose_answer_is_lost_is_neither_lost_nor_done_twice(
-    sendense_home: Path, lab: LabClient
-) -> None:
-    async with disturbed(sendense_home, lab) as vm:
+async def test_a_change_whose_answer_is_lost_is_neither_lost_nor_done_twice(memory_home: Path, lab: LabClient) -> None:
+    async with disturbed(memory_home, lab) as vm:
         for method in CHANGES:
             other = await fresh(vm.node)
             status = await other.survives(Case(method, 0, "api-drop-answer"))
             assert status == COMPLETED
 
 
-async def test_each_call_of_logging_in_again_is_spoiled_once(sendense_home: Path, lab: LabClient) -> None:
-    async with disturbed(sendense_home, lab) as vm:
+async def test_each_call_of_logging_in_again_is_spoiled_once(memory_home: Path, lab: LabClient) -> None:
+    async with disturbed(memory_home, lab) as vm:
         await vm.calls_of_a_backup()
         usual = await vm.calls_of_a_backup()
         vm.lab.lose_sessions()

@@ -86,10 +86,10 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-async def node(lab: LabClient, sendense_home: Path) -> AsyncIterator[Rehearsal]:
+async def node(lab: LabClient, memory_home: Path) -> AsyncIterator[Rehearsal]:
     lab.clear_faults()
     lab.set_page_areas(None)
-    async with rehearsal(sendense_home, lab) as running:
+    async with rehearsal(memory_home, lab) as running:
         yield running
     lab.clear_faults()
     lab.set_page_areas(None)

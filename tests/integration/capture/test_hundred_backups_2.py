@@ -8,8 +8,8 @@ import pytest
 
 from hundred_backups import assert_a_hundred, run_hundred_backups
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
-def test_every_disk_of_a_hundred_backups_is_the_snapshot(sendense_home: Path) -> None:
-    assert_a_hundred(run_hundred_backups(sendense_home, 2))
+def test_every_disk_of_a_hundred_backups_is_the_snapshot(memory_home: Path, short_tmp: Path) -> None:
+    assert_a_hundred(run_hundred_backups(2, memory_home, short_tmp))

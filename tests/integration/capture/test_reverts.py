@@ -70,9 +70,9 @@ def lab() -> Iterator[LabClient]:
 
 
 @pytest.fixture
-async def life(lab: LabClient, sendense_home: Path) -> AsyncIterator[Life]:
+async def life(lab: LabClient, memory_home: Path) -> AsyncIterator[Life]:
     lab.create_vm(VM, ["1M:blank"])
-    async with rehearsal(sendense_home, lab) as node:
+    async with rehearsal(memory_home, lab) as node:
         yield Life(node, await node.ref(VM))
     lab.clear_faults()
     lab.delete_vm(VM)
