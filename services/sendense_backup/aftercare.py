@@ -44,6 +44,7 @@ class Budget:
         """Tells whether one more thing may be started."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._seconds
+            return True
         return not self.is_spent
 
 
