@@ -22,7 +22,12 @@ def list_vms(json_: Json = False) -> None:
     """List the VMs of all connected agents."""
     gateway = open_gateway()
     with gateway.channel() as channel:
-        answer = gateway.call(backup_pb2_grpc.VmServiceStub(channel).ListVms, backup_pb2.ListVmsRequest())
+        stub = backup_pb2_grpc.VmServiceStub(channel)
+        answer = gateway.call(stub.ListVms, backup_pb2.ListVmsRequest())
+        while answer.next_page_token:
+            further = gateway.call(stub.ListVms, backup_pb2.ListVmsRequest(page_token=answer.next_page_token))
+            answer.vms.extend(further.vms)
+            answer.next_page_token = further.next_page_token
     if json_:
         print_json(answer)
         return

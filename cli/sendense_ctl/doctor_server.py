@@ -168,10 +168,21 @@ def _ask(gateway: Gateway, method: Callable[..., Any], request: Any) -> Any:
     return gateway.call(method, request, timeout=_SECONDS)
 
 
+def _vms(gateway: Gateway, channel: grpc.Channel) -> Iterator[backup_pb2.Vm]:
+    stub = backup_pb2_grpc.VmServiceStub(channel)
+    token = ""
+    while True:
+        answer = _ask(gateway, stub.ListVms, backup_pb2.ListVmsRequest(page_token=token))
+        yield from answer.vms
+        token = answer.next_page_token
+        if not token:
+            return
+
+
 def _agents(gateway: Gateway, channel: grpc.Channel) -> Iterator[Finding]:
     registry = access_pb2_grpc.AgentRegistryServiceStub(channel)
     agents = _ask(gateway, registry.ListAgents, access_pb2.ListAgentsRequest()).agents
-    vms = _ask(gateway, backup_pb2_grpc.VmServiceStub(channel).ListVms, backup_pb2.ListVmsRequest()).vms
+    vms = list(_vms(gateway, channel))
     if not agents:
         yield Finding(
             "agents",

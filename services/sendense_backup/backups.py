@@ -9,6 +9,7 @@ from datetime import datetime
 from sendense_backup.errors import (
     AmbiguousVmName,
     BackupNotFound,
+    BadPageToken,
     ExactlyOneVm,
     NoFullBackup,
     RepositoryDisabled,
@@ -154,10 +155,23 @@ class Backups:
             return False
         return True
 
-    async def vms(self, vm_name: str) -> Sequence[tuple[KnownVm, tuple[str, datetime] | None]]:
-        """Returns the VMs that the connected agents know, by name, each with its newest completed backup."""
+    async def vms(
+        self, vm_name: str, size: int, token: str
+    ) -> tuple[Sequence[tuple[KnownVm, tuple[str, datetime] | None]], str]:
+        """Returns a page of the VMs that the connected agents know, by name, and the token of the next page.
+
+        Each comes with its newest completed backup.
+
+        Raises:
+            BadPageToken: The token is not one of ours.
+        """
+        if token and not (token.isdecimal() and token.isascii()):
+            raise BadPageToken
         limits = current_limits()
         known = await self._agents.find_vms(vm_name)
         found = [each for each in known if limits.admits_vm(each.vm.name, each.vm.ref.vm_uuid)]
-        latest = await self.catalogue.contexts.latest_backups([each.vm.ref for each in found])
-        return [(each, latest.get(each.vm.ref)) for each in found]
+        start = int(token or 0)
+        page = found[start : start + size]
+        latest = await self.catalogue.contexts.latest_backups([each.vm.ref for each in page])
+        following = str(start + size) if start + size < len(found) else ""
+        return [(each, latest.get(each.vm.ref)) for each in page], following

@@ -7,7 +7,7 @@ from typing import Any
 
 from sendense.backup.v1 import backup_pb2, backup_pb2_grpc
 from sendense_backup.backups import Backups, StartOrder
-from sendense_backup.convert import page_size, to_backup, to_chain, to_filter, to_log_entry, to_vm
+from sendense_backup.convert import LARGEST_PAGE, page_size, to_backup, to_chain, to_filter, to_log_entry, to_vm
 from sendense_backup.jobs import Jobs
 from sendense_backup.model import Job
 
@@ -109,6 +109,8 @@ class VmServicer(backup_pb2_grpc.VmServiceServicer):
     async def ListVms(self, request: backup_pb2.ListVmsRequest, context: Any) -> backup_pb2.ListVmsResponse:
         """Lists the VMs of all connected agents."""
         del context
+        size = page_size(request.page_size or LARGEST_PAGE)
+        vms, following = await self._backups.vms(request.vm_name, size, request.page_token)
         return backup_pb2.ListVmsResponse(
-            vms=[to_vm(known, latest) for known, latest in await self._backups.vms(request.vm_name)]
+            vms=[to_vm(known, latest) for known, latest in vms], next_page_token=following
         )

@@ -183,3 +183,18 @@ async def test_a_second_process_on_the_same_state_is_refused(
             pass
     world.add_vm("web")
     assert (await client.run("web")).status == "completed"
+
+
+async def test_the_list_of_vms_pages(client: Client, world: World) -> None:
+    for number in range(5):
+        world.add_vm(f"web-{number}")
+    found, token = [], ""
+    for size in (2, 2, 1):
+        request = backup_pb2.ListVmsRequest(page_size=2, page_token=token)
+        page = await client.peer.call(client.vms.ListVms, request)
+        found += [each.vm_name for each in page.vms]
+        token = page.next_page_token
+        assert (len(page.vms), bool(token)) == (size, size == 2)
+    assert found == [f"web-{number}" for number in range(5)]
+    bad = await refused(client.peer.call(client.vms.ListVms, backup_pb2.ListVmsRequest(page_token="x")))
+    assert bad.reason == "INVALID_FIELD"
