@@ -48,7 +48,10 @@ class AllJobs:
         """
         async with self._database.read() as connection:
             for table in (jobs, operations):
-                if await connection.scalar(select(table.c.id).where(table.c.id == wanted, _living(table))) is not None:
+                exact = (await connection.execute(select(_living(table)).where(table.c.id == wanted))).first()
+                if exact is not None:
+                    if not exact[0]:  # deleted: it is no prefix of another one either
+                        raise JobNotFound(wanted)
                     return wanted
             found = sorted(await _beginning_with(connection, wanted)) if wanted else []
         if not found:

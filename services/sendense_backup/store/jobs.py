@@ -181,7 +181,9 @@ async def _nearest_below(connection: AsyncConnection, backup_id: str, gone: Coll
 
 
 async def _only(connection: AsyncConnection, prefix: str) -> str:
-    if not prefix:
+    # A whole id means that backup alone, deleted or not: of two made in one second, the first one's id begins the
+    # second one's, and deleting the first again must not delete the second.
+    if not prefix or await connection.scalar(select(jobs.c.id).where(jobs.c.id == prefix)) is not None:
         raise BackupNotFound(prefix)
     mine = begins_with(jobs.c.id, prefix, connection.dialect.name)
     query = SELECT_JOBS.with_only_columns(jobs.c.id).where(mine, jobs.c.deleted_at.is_(None), *admitted())

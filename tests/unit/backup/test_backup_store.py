@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sendense_backup.errors import AmbiguousBackupId, BackupNotFound, BackupRunning, Superseded
+from sendense_backup.errors import AmbiguousBackupId, BackupNotFound, BackupRunning, JobNotFound, Superseded
 from sendense_backup.model import Disk, Repository, VmRef
 from sendense_backup.store import Catalogue, metadata
 from sendense_backup.store.admission import NewJob
@@ -72,6 +72,21 @@ async def test_ids_of_one_second_differ(catalogue: Catalogue) -> None:
         await catalogue.jobs.get(base[:-1])
     with pytest.raises(BackupNotFound):
         await catalogue.jobs.get("backup-s_me")
+
+
+async def test_a_deleted_backup_is_not_another_one_whose_id_begins_alike(catalogue: Catalogue) -> None:
+    ids = []
+    for _ in range(2):
+        job, _ = await catalogue.admission.admit(new_job(), MOMENT)
+        await catalogue.running.end(job.backup_id, 0, "completed")
+        ids.append(job.backup_id)
+    assert ids[1].startswith(ids[0])
+    await catalogue.jobs.mark_deleted(ids[:1])
+    with pytest.raises(BackupNotFound):
+        await catalogue.jobs.get(ids[0])
+    with pytest.raises(JobNotFound):
+        await catalogue.all_jobs.resolve(ids[0])
+    assert (await catalogue.jobs.get(ids[0][:-1])).backup_id == await catalogue.all_jobs.resolve(ids[0][:-1]) == ids[1]
 
 
 async def test_an_execution_that_was_taken_over_changes_nothing(catalogue: Catalogue) -> None:
