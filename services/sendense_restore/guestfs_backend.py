@@ -35,7 +35,7 @@ from sendense_restore.volume import Volume
 log = structlog.get_logger()
 
 Acceleration = Literal["auto", "kvm", "emulate"]
-EMULATED = "the micro-VM is emulated, since KVM does not work on this machine: this mount is slow (about 20 MB/s)"
+EMULATED = "the micro-VM is emulated, since KVM does not work on this machine: this mount is slow (20 MB/s or more)"
 
 _RECORD = "guestfs"
 _ADDRESS_SPACE = 16 << 30

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,31 @@ class Listing:
             self._free(self._found)
 
 
+class NameListing:
+    """As `Listing`, of a directory so large that libguestfs gives names only; their kinds are unknown.
+
+    Attributes:
+        count: How many.
+    """
+
+    def __init__(self, names: Any, free: Callable[[Any], None]) -> None:
+        self._names = names
+        self._free = free
+        self.count = next(index for index in itertools.count() if names[index] is None)
+
+    def at(self, index: int) -> tuple[bytes, bytes, int]:
+        """Returns name, `u` and 0."""
+        return ctypes.string_at(self._names[index]), b"u", 0
+
+    def close(self) -> None:
+        """Frees it; nothing else may be asked any more."""
+        for index in range(self.count):
+            self._free(self._names[index])
+        if self.count >= 0:
+            self._free(self._names)
+        self.count = -1
+
+
 class GuestCalls:
     """The calls.
 
@@ -108,13 +134,17 @@ class GuestCalls:
         self._libc.free.argtypes = [ctypes.c_void_p]
         self._library.guestfs_last_error.restype = ctypes.c_char_p
 
-    def entries(self, directory: bytes) -> Listing:
-        """Lists a directory, `.` and `..` too.
+    def entries(self, directory: bytes) -> Listing | NameListing:
+        """Lists a directory, with `.` and `..` where it is small.
 
         Raises:
             OSError: It cannot be read; so do all methods.
         """
-        found = self._call("readdir", ctypes.POINTER(_Entries), directory)
+        try:
+            found = self._call("readdir", ctypes.POINTER(_Entries), directory)
+        except OSError:  # from some 100,000 entries on, its answer is longer than libguestfs allows
+            names = self._call("ls", ctypes.POINTER(ctypes.c_void_p), directory)
+            return NameListing(names, self._libc.free)
         return Listing(found, lambda entries: self._free("dirent_list", entries))
 
     def look(self, path: bytes) -> FileFacts:

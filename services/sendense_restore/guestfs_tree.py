@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from sendense_restore.fuse_server import ROOT
 from sendense_restore.fuse_wire import Attributes
 from sendense_restore.guestfs_blocks import BlockMaps, Layout, Segment
-from sendense_restore.guestfs_calls import MOST_BYTES, FileFacts, GuestCalls, Listing
+from sendense_restore.guestfs_calls import MOST_BYTES, FileFacts, GuestCalls, Listing, NameListing
 
 _BATCH = 500
 _MOST_LOOKED_AT = 50_000
@@ -78,7 +78,7 @@ class _OpenFile:
 @dataclass(slots=True)
 class _OpenDirectory:
     node: _Node
-    listing: Listing
+    listing: Listing | NameListing
     first: int = 0
     batch: _Batch = field(default_factory=lambda: _Batch(b"", []))
     looks: list[FileFacts | None] = field(default_factory=list)

@@ -75,6 +75,7 @@ def test_a_pattern_chooses_names(tmp_path: Path) -> None:
     assert [entry.name for entry in page.entries] == [b"A.log", b"a.log", b"b.log"]
 
 
+@pytest.mark.timeout(1200)  # it takes minutes to make a million files
 def test_a_million_entries_are_paged_in_bounded_memory(tmp_path: Path) -> None:
     """With SENDENSE_TEST_MILLION=1 a whole million; fewer otherwise, with a window as much smaller."""
     count, window = (1_000_000, 200_000) if os.environ.get("SENDENSE_TEST_MILLION") else (30_000, 6_000)
