@@ -16,7 +16,7 @@ from pathlib import Path
 from copy_servers import CopyServers
 from figures import MIB, TUNED, Goal, Row, in_turns, ratios, run_script
 
-SIZE = 512 * MIB
+SIZE = 256 * MIB
 CHANGES = 64
 """Pieces of 64 KiB that each increment wrote."""
 PIECE = 64 << 10

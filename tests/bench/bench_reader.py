@@ -15,7 +15,7 @@ from sendense_blockio.engine import CopyOptions
 from sendense_blockio.extents import Extent
 
 SIZE = 96 * MIB
-RUNS = 5
+RUNS = 3
 FILTERS = ("--filter=multi-conn", "--filter=noparallel", "--filter=delay")
 BEHAVIOUR = ("multi-conn-mode=disable", "serialize=requests", "rdelay=5ms")
 NBDCOPY = "nbdcopy as it is ← reader, 5 ms a request"

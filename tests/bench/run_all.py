@@ -29,8 +29,10 @@ HERE = Path(__file__).resolve().parent
 CORES = 2
 ALL_SECONDS = 600.0
 """What all together may take."""
-FIRST = ("machine", "engine", "tunnel", "whole", "reader", "depth", "consolidation", "repository", "restore", "api")
+FIRST = ("machine", "engine", "tunnel", "whole", "reader", "depth", "exports", "cli", "restore", "repository", "api")
 """What the others are compared with comes first; on a slow machine the last ones may find no time."""
+LAST = ("clusters",)
+"""What has no goal: an ADR was written with it."""
 ONE_SECONDS = 200.0
 """What one benchmark may take."""
 END_SECONDS = 15.0
@@ -52,7 +54,7 @@ def main() -> int:
     failed: dict[str, str] = {}
     causes: dict[str, list[str]] = {}
     subjects = sorted(script.stem.removeprefix("bench_") for script in HERE.glob("bench_*.py"))
-    for subject in sorted(subjects, key=lambda each: FIRST.index(each) if each in FIRST else len(FIRST)):
+    for subject in sorted(subjects, key=_turn):
         if arguments.only and subject not in arguments.only:
             continue
         left = ALL_SECONDS - (time.monotonic() - began)
@@ -78,9 +80,12 @@ def main() -> int:
     title = f"Sendense on {cores} cores of {platform.machine()}, {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC"
     print(f"\n{title}, {time.monotonic() - began:.0f} s, load {load:.1f} before\n{table(everything)}")
     print(f"\nGoals\n{goals(everything)}")
+    told: dict[str, str] = {}
     for name, lines in causes.items():
+        text = "\n".join(f"  {line}" for line in lines) or "  nothing is known"
         print(f"\nmissed: {name}; where the cores' time went meanwhile:")
-        print("\n".join(f"  {line}" for line in lines) or "  nothing is known")
+        print(f"  the same runs as of: {told[text]}" if text in told else text)
+        told.setdefault(text, name)
     for subject, why in failed.items():
         print(f"\nno figures of {subject}: {why}{_last_words(arguments.out / f'{subject}.log')}")
     document = {
@@ -96,6 +101,13 @@ def main() -> int:
     (arguments.out / "figures.svg").write_text(plot(everything, title))
     print(f"\nwritten: {arguments.out}/results.json, figures.svg")
     return 1 if failed else 0
+
+
+def _turn(subject: str) -> tuple[int, str]:
+    """Says when a benchmark's turn is: as in FIRST, then by name, those in LAST at the end."""
+    if subject in FIRST:
+        return FIRST.index(subject), subject
+    return len(FIRST) + (subject in LAST), subject
 
 
 def _last_words(log: Path) -> str:

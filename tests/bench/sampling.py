@@ -79,18 +79,23 @@ class Profile:
         return self._perf_lines(intervals) or self._programs()
 
     def _perf_lines(self, intervals: Sequence[Interval]) -> list[str]:
+        programs = self._report(intervals, "comm")
+        if not programs:
+            return []
+        return [f"by program: {', '.join(programs[:6])}", *self._report(intervals, "comm,sym")[:LINES]]
+
+    def _report(self, intervals: Sequence[Interval], sort: str) -> list[str]:
         if not self._data.exists():
             return []
-        command = ["perf", "report", "-i", str(self._data), "--stdio", "--sort", "comm,sym"]
-        command += ["--percentage", "relative", "--percent-limit", "1"]
+        command = ["perf", "report", "-i", str(self._data), "--stdio", "--sort", sort, "--percent-limit", "1"]
         if intervals:
             command += ["--time", " ".join(f"{began:.6f},{ended:.6f}" for began, ended in intervals)]
         try:
             said = subprocess.run(command, capture_output=True, timeout=REPORT_SECONDS, check=True, text=True).stdout
         except (OSError, subprocess.SubprocessError):
             return []
-        lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("#")]
-        return [line for line in lines if "swapper" not in line][:LINES]
+        lines = [" ".join(line.split()) for line in said.splitlines() if line.strip() and not line.startswith("#")]
+        return [line for line in lines if "swapper" not in line]
 
     def _programs(self) -> list[str]:
         total = sum(self._shares.values()) or 1
