@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+import stamina.instrumentation
 
 from sendense_client import Client
 from sendense_ctl import configuration
@@ -31,6 +32,8 @@ class Gateway:
 
     def channel(self) -> grpc.Channel:
         """Opens a channel that sends who we are, repeats what nobody answered, and raises `SendenseError`."""
+        # Its default is a line on standard output for each repetition, in the middle of a command's JSON.
+        stamina.instrumentation.set_on_retry_hooks(())
         return Client(self.endpoint, self.token, ca_file=self.ca_file).channel
 
     def metadata(self) -> tuple[tuple[str, str], ...]:

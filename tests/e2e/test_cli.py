@@ -234,6 +234,7 @@ def test_a_gateway_that_is_down_is_named(environment: dict[str, str], tmp_path: 
     done = run(environment, *options, "backup", "list")
     assert done.returncode == 6, done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stdout == ""  # nor that it was tried again: that may be the middle of a command's JSON
     doctor = run(environment, *options, "doctor")
     assert doctor.returncode == 1
     assert f"{endpoint}:" in doctor.stdout
