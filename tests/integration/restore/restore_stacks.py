@@ -21,7 +21,7 @@ from restore_trees import Source, fill
 PASSPHRASE = "correct horse"
 FILES = 2000
 """On each file system."""
-BIG = 1100 * MIB
+BIG = 1025 * MIB
 """Size of a sparse file on each file system that has such."""
 FAT_BIG = BIG if os.environ.get("SENDENSE_TEST_BIG") else 0
 """FAT has no sparse files, and NTFS' holes are not told: an emulated micro-VM reads each byte, half a minute long."""

@@ -78,7 +78,7 @@ def test_a_pattern_chooses_names(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)  # it takes minutes to make a million files
 def test_a_million_entries_are_paged_in_bounded_memory(tmp_path: Path) -> None:
     """With SENDENSE_TEST_MILLION=1 a whole million; fewer otherwise, with a window as much smaller."""
-    count, window = (1_000_000, 200_000) if os.environ.get("SENDENSE_TEST_MILLION") else (30_000, 6_000)
+    count, window = (1_000_000, 200_000) if os.environ.get("SENDENSE_TEST_MILLION") else (12_000, 2_400)
     for n in range(count):
         os.close(os.open(tmp_path / f"{n:07}", os.O_CREAT | os.O_WRONLY))
     listings, seen, token = Listings(window), 0, ""
