@@ -30,8 +30,6 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from sendense_db.sqlite_connection import connector
-
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -72,9 +70,7 @@ class Database:
         database = make_url(url).database
         if self._sqlite and database:
             Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = database if self._sqlite and database != ":memory:" else None
-        options = {"async_creator": connector(file)} if file else {}
-        self.engine: AsyncEngine = create_async_engine(url, **options)
+        self.engine: AsyncEngine = create_async_engine(url)
         self._reading = self.engine
         if self._sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)

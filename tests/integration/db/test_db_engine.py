@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, Table, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy import Column, Integer, Table, insert, select, update
+from sqlalchemy.exc import StatementError
 
 from sendense_db.columns import UtcDateTime
 from sendense_db.engine import Database, new_metadata
@@ -90,27 +90,6 @@ async def test_the_health_check_looks(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="catalogue"):
         await broken.check()
     await broken.close()
-
-
-async def test_what_statements_tell_is_told_in_one_trip_too(tmp_path: Path) -> None:
-    database = await _database(tmp_path)
-    rows = [{"id": number, "value": number % 3} for number in range(1, 1001)]
-    async with database.begin() as connection:
-        await connection.execute(insert(COUNTERS), rows)
-        made = await connection.execute(insert(COUNTERS).values(id=2000, value=7).returning(COUNTERS.c.value))
-        assert made.scalar_one() == 7
-        changed = await connection.execute(update(COUNTERS).where(COUNTERS.c.value == 1).values(value=4))
-        assert changed.rowcount == 334
-        gone = await connection.execute(delete(COUNTERS).where(COUNTERS.c.value == 9))
-        assert gone.rowcount == 0
-    with pytest.raises(IntegrityError):
-        async with database.begin() as connection:
-            await connection.execute(insert(COUNTERS).values(id=1, value=1))
-    async with database.read() as connection:
-        assert len((await connection.execute(select(COUNTERS))).all()) == 1001
-        streamed = await connection.stream(select(COUNTERS.c.id).order_by(COUNTERS.c.id))
-        assert [row.id async for row in streamed][-2:] == [1000, 2000]
-    await database.close()
 
 
 async def test_a_unit_that_is_cancelled_at_any_moment_holds_no_lock(tmp_path: Path) -> None:
