@@ -83,13 +83,16 @@ async def tear_down(place: Place, daemon: StorageDaemon | None, backends: Sequen
 
 
 async def _unmount_below(place: Place, *directories: Path) -> None:
+    is_stuck = False
     for entry in await asyncio.to_thread(mount_table.mounts_below, *directories):
         deadline = asyncio.get_running_loop().time() + _BUSY_SECONDS
         while True:
             try:
-                await mount_table.unmount(entry.path)
+                # One that did not end in time waits for a micro-VM that does not answer: so would each that follows.
+                await mount_table.unmount(entry.path, lazy=is_stuck)
             except ProgramError as error:
-                if asyncio.get_running_loop().time() < deadline:
+                is_stuck = is_stuck or error.status is None
+                if not is_stuck and asyncio.get_running_loop().time() < deadline:
                     await asyncio.sleep(_POLL_SECONDS)
                     continue
                 log.warning("unmounting a tree in use", mount_id=place.mount_id, path=str(entry.path), why=str(error))
