@@ -71,10 +71,8 @@ def build_disks(directory: Path) -> Stack:
     (mirrored_raw, volumes["md"]) = _ext4(directory, "mirrored", 16 * MIB, 12, 20)
     for number, half in enumerate(_mirror(directory, mirrored_raw), 8):
         layers[number] = _seal(directory, number, half)
-    size = 128 * MIB + FAT_BIG // MIB * MIB
-    fat = partitioned(directory / "fat.raw", size + 3 * MIB, [size])
-    volumes["disk-10-part-1"] = _fat(directory, fat.raw, fat.partitions[0])
-    layers[10] = _seal(directory, 10, fat.raw)
+    raw, volumes["disk-10-part-1"] = build_fat(directory / "fat")
+    layers[10] = _seal(directory, 10, raw)
     if shutil.which("xorriso"):
         raw, volumes["disk-11"] = build_iso(directory / "iso")
         layers[11] = _seal(directory, 11, raw)
@@ -190,11 +188,13 @@ def _mirror(directory: Path, content: Path) -> tuple[Path, Path]:
     return members[0], members[1]
 
 
-def _fat(directory: Path, raw: Path, place: tuple[int, int]) -> Source:
+def build_fat(directory: Path) -> tuple[Path, Source]:
     """A FAT file system in a partition, filled with mtools: many kernels have no FAT."""
-    offset, size = place
     tree = directory / "fat-tree"
-    tree.mkdir()
+    tree.mkdir(parents=True)
+    size = 128 * MIB + FAT_BIG // MIB * MIB
+    guest = partitioned(directory / "fat.raw", size + 3 * MIB, [size])
+    raw, (offset, size) = guest.raw, guest.partitions[0]
     source = fill(tree, 13, FILES, unix=False, links=False, sparse_bytes=FAT_BIG)
     image = directory / "fat.img"
     image.touch()
@@ -204,4 +204,4 @@ def _fat(directory: Path, raw: Path, place: tuple[int, int]) -> Source:
     with raw.open("r+b") as file:
         file.seek(offset)
         file.write(image.read_bytes())
-    return source
+    return raw, source
