@@ -347,6 +347,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                 assert self._read(point, disk) == self.points[point][disk]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.timeout(1200 if RUNS <= RUNS_IN_CI else 0)
 def test_every_point_reads_as_its_snapshot_was_whatever_happens() -> None:
     # How long a run is depends on what hypothesis draws, and that on the modules that happen to be loaded.
