@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Tests mostly wait for real servers: more workers than cores.
 WORKERS ?= 4
 # A run that hangs still says what it found.
-TEST_LIMIT ?= 70m
+TEST_LIMIT ?= 78m
 export SENDENSE_HOME ?= $(CURDIR)/var
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export COVERAGE_FILE := $(CURDIR)/build/coverage/data
