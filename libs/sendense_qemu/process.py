@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Limits:
         output_bytes: The longest output (each of stdout and stderr) that is read.
     """
 
-    address_space_bytes: int = 2 * GIB
+    address_space_bytes: int = 4 * GIB
     cpu_seconds: int = 60
     open_files: int = 1024
     timeout_seconds: float = 120.0
@@ -83,6 +84,9 @@ async def run(command: Sequence[str], limits: Limits, *, ok: frozenset[int] = fr
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            # glibc reserves 128 MiB of address space for each thread that allocates, and qemu has up to 64 for its
+            # I/O: on a slow disk RLIMIT_AS was reached ("qemu_thread_create: Resource temporarily unavailable").
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
         )
     except OSError as error:
         raise QemuImgError(command, None, f"cannot start: {error}") from error
