@@ -26,9 +26,9 @@ async def test_jobs_survive_a_database_that_is_killed_under_them(memory_home: Pa
         async with world_serving(settings) as world:
             for number in range(VMS):
                 world.add_vm(f"vm{number}")
-            world.batch_pause = 0.2
-            if moment == "committing":
-                world.holds["CommitPoint.answer"] = asyncio.Event()
+            # Each copy stands behind its first batch, each commit before its answer, until the server is gone.
+            held = {"copying": "Capture.batch", "committing": "CommitPoint.answer"}[moment]
+            world.holds[held] = asyncio.Event()
             async with service_process(settings, SENDENSE_BACKUP_RETRY_SECONDS="30") as (process, client):
                 started = await asyncio.gather(*(client.start(f"vm{number}") for number in range(VMS)))
                 if moment == "copying":
@@ -36,8 +36,7 @@ async def test_jobs_survive_a_database_that_is_killed_under_them(memory_home: Pa
                 else:
                     await asyncio.wait_for(world.held.wait(), 120)
                 await asyncio.to_thread(server.kill)
-                if moment == "committing":
-                    world.holds.pop("CommitPoint.answer").set()
+                world.holds.pop(held).set()
                 await asyncio.to_thread(server.start)
                 ended = await client.all_ended(started)
                 assert process.returncode is None, "the service did not live through it"
